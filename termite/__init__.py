@@ -1,0 +1,3 @@
+"""Termite: a generic distributed compilation system."""
+
+__version__ = "0.1.0"

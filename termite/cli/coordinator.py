@@ -1,0 +1,74 @@
+"""termite-coordinator: knows which workers live, and tells the masters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from termite.cli.flags import Flags
+from termite.cli.run import Job, common_flags, run_program
+from termite.coordinator.daemon import Coordinator, CoordinatorOptions
+from termite.errors import UsageError
+from termite.wire.address import format_address
+from termite.wire.rpc import HEARTBEAT_S, SILENCE_LIMIT_S
+
+PROGRAM = "termite-coordinator"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, prepare, argv)
+
+
+def prepare(argv: Sequence[str]) -> Job:
+    """The coordinator that this command line asks for."""
+    flags = Flags(
+        PROGRAM,
+        "Keeps the list of live workers and sends it to the masters.  One is enough; it can be restarted at any time "
+        "without disturbing a build, because workers and masters come back to it by themselves.",
+    )
+    port = flags.port("port", 1233, "TCP port for workers and masters")
+    listen = flags.text("listen", "", "address to listen on", "ADDRESS", "all addresses of this machine")
+    port_file = flags.text("port-file", "", "write the address that is listened on to this file once it is", "FILE")
+    silence = flags.duration(
+        "time.silence", f"{SILENCE_LIMIT_S:g}s", "a worker that sends nothing for this long is lost", 0.1, 3600
+    )
+    common = common_flags(flags)
+    flags.parse(argv)
+    options = CoordinatorOptions(
+        key=common.key(),
+        host=listen.value,
+        port=port.value,
+        heartbeat_s=min(HEARTBEAT_S, silence.value / 4),
+        silence_limit_s=silence.value,
+        greeting_limit_s=10.0,
+    )
+
+    async def serve(stop: asyncio.Event) -> int:
+        coordinator = Coordinator(options)
+        await coordinator.start()
+        try:
+            if port_file.value:
+                write_port_file(Path(port_file.value), coordinator.host, coordinator.port)
+            await stop.wait()
+        finally:
+            await coordinator.stop()
+        return 0
+
+    return common.job(serve)
+
+
+def write_port_file(path: Path, host: str, port: int) -> None:
+    """Whoever sees the file sees all of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        part.write_text(f"{format_address(host, port)}\n")
+        part.rename(path)
+    except OSError as error:
+        raise UsageError(f"-port-file {path}: {error.strerror}; name a file that can be written") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""termite-master: runs in a project's root and hands its commands to workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from termite.cli.flags import Flags
+from termite.cli.run import Job, common_flags, run_program
+from termite.master.daemon import Master, MasterOptions, check_root
+from termite.master.local import SOCKET_NAME
+from termite.wire.address import parse_address
+from termite.wire.rpc import HEARTBEAT_S, SILENCE_LIMIT_S
+
+PROGRAM = "termite-master"
+COORDINATOR_PORT = 1233
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, prepare, argv)
+
+
+def prepare(argv: Sequence[str]) -> Job:
+    """The master that this command line asks for."""
+    flags = Flags(
+        PROGRAM,
+        "Run it in the root of a project, then build there with termite-make: commands run on workers, which see this "
+        "machine's files (never those without group or other permission), and the files they change come back here.  "
+        "Commands can change files below this directory only.  The file .termite-localrc says what to run locally.",
+    )
+    coordinators = flags.texts(
+        "coordinator", "who knows the workers; without it $TERMITE_COORDINATOR, else localhost:1233", "HOST:PORT"
+    )
+    jobs = flags.integer("jobs", 2 * (os.cpu_count() or 1), "commands to have on workers at once", 1, 65536, shown="twice the cores")
+    socket = flags.text("socket", "", "where termite-make and its commands find this master", "FILE", "./.termite-socket")
+    exclude = flags.texts("exclude", "never show this directory to workers (/proc, /sys, /dev, /tmp, /var/tmp never are)", "DIR")
+    retry = flags.integer("retry", 3, "how often a command that was lost with its worker is tried again", 0, 100)
+    keepalive = flags.duration("time.keepalive", "60s", "give a worker's slots back after this long without work", 0.1)
+    fallback = flags.choice(
+        "fallback", "local", ["local", "wait", "fail"], "what becomes of a command when there is no worker"
+    )
+    patience = flags.duration("time.patience", "3s", "how long to hope for a worker when there is none", 0)
+    silence = flags.duration(
+        "time.silence", f"{SILENCE_LIMIT_S:g}s", "a worker that sends nothing for this long is lost", 0.1, 3600
+    )
+    common = common_flags(flags)
+    flags.parse(argv)
+    named = coordinators.value or [os.environ.get("TERMITE_COORDINATOR") or "localhost"]
+    root = os.getcwdb()
+    path = os.fsencode(socket.value) if socket.value else SOCKET_NAME
+    options = MasterOptions(
+        root=root,
+        socket=os.path.join(root, path),
+        key=common.key(),
+        coordinators=[parse_address(text, COORDINATOR_PORT) for text in named],
+        jobs=jobs.value,
+        exclude=[os.path.abspath(os.fsencode(directory)) for directory in exclude.value],
+        retry=retry.value,
+        keepalive_s=keepalive.value,
+        fallback=fallback.value,
+        no_worker_patience_s=patience.value,
+        heartbeat_s=min(HEARTBEAT_S, silence.value / 4),
+        silence_limit_s=silence.value,
+    )
+    check_root(root)
+
+    async def serve(stop: asyncio.Event) -> int:
+        master = Master(options)
+        try:
+            await master.start()
+            told = asyncio.ensure_future(master.stopped.wait())
+            asked = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({told, asked}, return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            asked.cancel()
+        finally:
+            await master.stop()
+        return 0
+
+    return common.job(serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""What every program does around its own work: logs, signals, limits, the event loop, the exit status.
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_program("termite-worker", prepare, argv)
+
+`prepare(argv)` reads the command line and gives a `Job`; nothing has been started before it returns.
+A `TermiteError` from anywhere ends the program with one line on stderr and the status of its class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+from termite.cli.flags import Flag, Flags, HelpWanted
+from termite.errors import TermiteError, UsageError
+from termite.wire.secret import find_secret, load_secret
+
+log = logging.getLogger(__name__)
+
+INTERNAL_ERROR = 70  # EX_SOFTWARE
+INTERRUPTED = 130
+
+Main = Callable[[asyncio.Event], Awaitable[int | None]]
+"""The program's work.  Gets an event that is set when it is to stop, and returns the exit status."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run, and how to report on it."""
+
+    main: Main
+    logfile: str = ""  # empty: stderr
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class CommonFlags:
+    """Flags that every daemon has."""
+
+    secret: Flag[str]
+    logfile: Flag[str]
+    debug: Flag[bool]
+
+    def key(self, environ: Mapping[str, str] = os.environ) -> bytes:
+        """The contents of the secret file."""
+        return load_secret(find_secret(self.secret.value or None, environ, Path.home()))
+
+    def job(self, main: Main) -> Job:
+        return Job(main, self.logfile.value, self.debug.value)
+
+
+def common_flags(flags: Flags) -> CommonFlags:
+    """Adds them."""
+    return CommonFlags(
+        flags.text(
+            "secret",
+            "",
+            "file with the secret that all programs share, readable by its owner only",
+            "FILE",
+            "$TERMITE_SECRET, ~/.config/termite/secret or /etc/termite/secret",
+        ),
+        flags.text("logfile", "", "append the log to this file; SIGHUP opens it anew", "FILE", "stderr"),
+        flags.switch("debug", False, "log more: every command and every message of interest"),
+    )
+
+
+def run_program(program: str, prepare: Callable[[Sequence[str]], Job], argv: Sequence[str] | None = None) -> int:
+    """Runs a program from its command line (default: the process's own) to its exit status."""
+    try:
+        job = prepare(sys.argv[1:] if argv is None else argv)
+        start_logging(job.logfile, job.debug)
+        raise_descriptor_limit()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_supervise(program, job))
+    except HelpWanted as wanted:
+        _print(sys.stdout, str(wanted))
+        return 0
+    except TermiteError as error:
+        text = _one_line(str(error))
+        if logging.getLogger().handlers and not _logs_to_stderr():
+            log.critical("%s", text)
+        _print(sys.stderr, f"{program}: {text}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        log.critical("internal error", exc_info=error)
+        _print(sys.stderr, f"{program}: internal error ({type(error).__name__}); the log says more")
+        return INTERNAL_ERROR
+
+
+async def _supervise(program: str, job: Job) -> int:
+    """The program's work with its signals: the first one asks it to stop, the second one insists."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    work: asyncio.Future[int | None] = asyncio.ensure_future(job.main(stop))
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            log.warning("%s again: ending at once", number.name)
+            work.cancel()
+        else:
+            log.info("%s: stopping", number.name)
+            stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        # With a log file it is a request to look whether that was moved away, which happens at every line anyway.
+        loop.add_signal_handler(signal.SIGHUP, *((log.info, "SIGHUP") if job.logfile else (on_signal, signal.SIGHUP)))
+    try:
+        return await work or 0
+    except asyncio.CancelledError:
+        if stop.is_set():
+            return INTERRUPTED
+        raise
+
+
+def start_logging(logfile: str = "", debug: bool = False) -> None:
+    """One line per event, to a file or to stderr."""
+    handler: logging.Handler
+    if logfile:
+        try:
+            handler = WatchedFileHandler(logfile, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UsageError(f"-logfile {logfile}: {error.strerror}; name a file that can be written") from None
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        if isinstance(old.formatter, _LineFormatter):
+            root.removeHandler(old)
+            old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("termite").setLevel(logging.DEBUG if debug else logging.INFO)
+    for talkative in ("asyncio", "paramiko", "aiohttp.access", "pyroute2"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+class _LineFormatter(logging.Formatter):
+    """`2014-02-03 12:00:00.123 I master.pool: text`; a traceback, and nothing else, takes more lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03d %(levelname).1s %(where)s: %(line)s", "%Y-%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.where = record.name.removeprefix("termite.")
+        record.line = _one_line(record.message)
+        return super().formatMessage(record)
+
+
+def raise_descriptor_limit() -> None:
+    """As many open files as the system lets us have without asking anybody."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:
+            log.warning("at most %d open files: %s", soft, error)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop if it is installed, else asyncio's own."""
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _logs_to_stderr() -> bool:
+    return any(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _print(stream: Any, text: str) -> None:
+    """To someone who may have gone away."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        pass

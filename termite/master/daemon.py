@@ -1,0 +1,348 @@
+"""The master: serves the wrappers in one project, and the files of this machine to its workers.
+
+Ties together the socket (`local.py`), the rules, the shortcuts, the dispatcher and the coordinator
+link.  Decides one thing itself: whether a command runs on a worker, here, or is answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import socket
+import stat
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import msgspec
+
+from termite import paths
+from termite.command.localrc import RulesFile
+from termite.errors import NoWorker, UsageError
+from termite.master.dispatch import Dispatcher, DispatchOptions
+from termite.master.export import Export
+from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalServer
+from termite.master.localruns import LocalRuns
+from termite.master.pool import Pool
+from termite.master.replay import Replayer
+from termite.master.results import Results
+from termite.master.shortcuts import find_shortcut
+from termite.master.task import Task
+from termite.wire.auth import Purpose
+from termite.wire.coordination import CoordinatorLink
+from termite.wire.messages import OpenMirror, Subscribe, WorkerInfo
+
+log = logging.getLogger(__name__)
+
+RULES_NAME = b".termite-localrc"
+_STEP_S = 0.004
+"""How long one stretch of refreshing may hold the event loop."""
+
+
+@dataclass(frozen=True)
+class MasterOptions:
+    root: bytes  # absolute path of the writable root
+    socket: bytes  # absolute path of the socket
+    key: bytes
+    coordinators: list[tuple[str, int]]
+    jobs: int
+    exclude: list[bytes]  # absolute paths
+    retry: int
+    keepalive_s: float
+    fallback: str  # "local", "wait" or "fail"
+    no_worker_patience_s: float = 3.0
+    busy_patience_s: float = 30.0
+    heartbeat_s: float = 2.0
+    silence_limit_s: float = 10.0
+
+
+def check_root(root: bytes) -> None:
+    """UsageError if workers could not see the directory, naming the private part of its path."""
+    path = b""
+    for part in [b"", *paths.relative(root).split(b"/")]:
+        path = paths.join(path, part) if part else b""
+        try:
+            st = os.stat(paths.absolute(path))
+        except OSError as e:
+            raise UsageError(f"{paths.for_people(paths.absolute(path))}: {e.strerror}") from e
+        if not stat.S_ISDIR(st.st_mode):
+            raise UsageError(f"{paths.for_people(paths.absolute(path))} is not a directory")
+        if st.st_mode & 0o077 == 0:
+            shown = paths.for_people(paths.absolute(path))
+            raise UsageError(
+                f"the directory {shown} is private (mode {stat.S_IMODE(st.st_mode):04o}), and workers never see what is "
+                f"private; run `chmod go+x {shown}` or build elsewhere"
+            )
+
+
+class Master:
+    """`start`, then `stop`; `stopped` is set when a wrapper asked for the shutdown."""
+
+    def __init__(self, options: MasterOptions) -> None:
+        self.options = options
+        self.stopped = asyncio.Event()
+        root = paths.relative(options.root)
+        self.root = root
+        self.export = Export(root, [paths.relative(e) for e in options.exclude])
+        self.pool = Pool(jobs=options.jobs, arch=platform.machine(), keepalive_s=options.keepalive_s)
+        self._protected = frozenset([SOCKET_NAME, os.path.basename(options.socket)])
+        self.replayer = Replayer(paths.absolute(root), protected=self._protected)
+        self.results = Results(self.replayer, self.export)
+        self.local_runs = LocalRuns(os.cpu_count() or 1)
+        self.counts: Counter[str] = Counter()
+        self.rules = RulesFile(os.path.join(options.root, RULES_NAME))
+        self._server = LocalServer(options.socket, self.serve)
+        self._ids = iter(range(1, 1 << 62))
+        self._refreshing: asyncio.Task[None] | None = None
+        self._links: list[CoordinatorLink] = []
+        self._listed: dict[int, list[WorkerInfo]] = {}
+        self._household: asyncio.Task[None] | None = None
+        self._told_no_worker = False
+        self._hidden: dict[bytes, bool] = {}  # directory -> may workers not see it? As of the last refresh
+        name = f"{_user()}@{socket.gethostname()}:{paths.for_people(options.root)}"
+        self.dispatcher = Dispatcher(
+            self.pool,
+            self.export,
+            self.results,
+            options.key,
+            OpenMirror(master=name, root=root, uid=os.getuid(), gid=os.getgid(), jobs=0),
+            DispatchOptions(
+                retry=options.retry,
+                no_worker_patience_s=options.no_worker_patience_s,
+                busy_patience_s=options.busy_patience_s,
+                heartbeat_s=options.heartbeat_s,
+                silence_limit_s=options.silence_limit_s,
+                wait_for_ever=options.fallback == "wait",
+            ),
+        )
+        self.name = name
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Checks the directory and the rules, opens the socket, looks for the coordinator."""
+        check_root(self.options.root)
+        self.rules.current()
+        await self._server.start()
+        for index, (host, port) in enumerate(self.options.coordinators):
+            link = CoordinatorLink(
+                host,
+                port,
+                self.options.key,
+                Purpose.MASTER_SUBSCRIBE,
+                Subscribe(master=self.name),
+                on_workers=lambda infos, index=index: self._on_workers(index, infos),
+            )
+            self._links.append(link)
+            link.start()
+        self._household = asyncio.get_running_loop().create_task(self._keep_house())
+        log.info("serving %s", paths.for_people(self.options.socket))
+
+    async def stop(self) -> None:
+        """Ends tasks and connections and removes the socket."""
+        if self._household is not None:
+            self._household.cancel()
+        for link in self._links:
+            await link.stop()
+        await self.dispatcher.close()
+        await self._server.stop()
+        self.local_runs.close()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(min(5.0, self.options.keepalive_s))
+            self.dispatcher.release_idle()
+
+    def _on_workers(self, index: int, infos: list[WorkerInfo]) -> None:
+        self._listed[index] = infos
+        merged = {info.name: info for listed in self._listed.values() for info in listed}
+        self.dispatcher.set_workers(list(merged.values()))
+
+    # -- requests of wrappers ------------------------------------------------------------------------
+
+    async def serve(self, request: LocalRequest, caller: Caller) -> None:
+        """Answers one wrapper."""
+        match request.kind:
+            case Kind.RUN:
+                await self._run(request, caller)
+            case Kind.LOCAL:
+                self._run_here(caller, recurse=True, makes_stale=True)
+            case Kind.REFRESH:
+                self.rules.current()
+                self.local_runs.stale = True
+                await self._fresh()
+                caller.exit_status(0)
+            case Kind.SHUTDOWN:
+                caller.exit_status(0)
+                log.info("told to shut down by pid %d", caller.pid)
+                self.stopped.set()
+            case Kind.INSPECT:
+                for name in request.argv:
+                    caller.output(1, self._inspect(os.path.join(request.cwd, name)).encode() + b"\n")
+                caller.exit_status(0)
+
+    async def _run(self, request: LocalRequest, caller: Caller) -> None:
+        task = Task(next(self._ids), request, caller)
+        decision = self.rules.current().decide(task.text)
+        task.debug |= decision.debug
+        if decision.local:
+            self.counts["local by rule"] += 1
+            self._run_here(caller, recurse=decision.recurse, makes_stale=not decision.skip_refresh)
+            return
+        if self._answer_at_once(request, task):
+            return
+        if (reason := self._unseen(request)) is not None:
+            self.counts["local, not visible to workers"] += 1
+            caller.message(f"{reason}; running it here: {task.label()}")
+            self._run_here(caller, recurse=False, makes_stale=True)
+            return
+        await self._run_remotely(task)
+
+    def _answer_at_once(self, request: LocalRequest, task: Task) -> bool:
+        """Does mkdir, rm, echo and the like itself; False if the command is no such thing."""
+        shortcut = find_shortcut(request.program, request.argv, request.cwd, request.umask, request.env)
+        if shortcut is None:
+            return False
+        self.local_runs.notice_ends()
+        result = shortcut.perform(self.options.root, self._protected)
+        if result is None:
+            return False
+        self.counts["answered by the master"] += 1
+        self.dispatcher.tell_mirrors(self.export.note(result.changed_paths, {}))
+        task.show(1, result.stdout)
+        task.show(2, result.stderr)
+        task.caller.exit_status(result.status)
+        return True
+
+    def _unseen(self, request: LocalRequest) -> str | None:
+        """Why workers could not run this: its directory or its program is hidden from them."""
+        directories = [(request.cwd, "the directory")]
+        if request.program.startswith(b"/"):
+            directories.append((os.path.dirname(request.program), "the program's directory"))
+        for directory, what in directories:
+            hidden = self._hidden.get(directory)
+            if hidden is None:
+                listing = self.export.read_dir(paths.relative(os.path.realpath(directory)))
+                hidden = self._hidden[directory] = listing.exists and listing.attr.mode & 0o7777 == 0
+            if hidden:
+                return f"{what} {paths.for_people(directory)} is private or excluded"
+        return None
+
+    async def _run_remotely(self, task: Task) -> None:
+        caller = task.caller
+        running = asyncio.get_running_loop().create_task(self._dispatch(task))
+        caller.on_gone = running.cancel
+        if caller.gone:
+            running.cancel()
+        try:
+            status = await running
+        except NoWorker as e:
+            await self._without_worker(task, str(e))
+        except asyncio.CancelledError:
+            log.info("task %d: its caller is gone; cancelled: %s", task.id, task.label())
+            self.counts["cancelled"] += 1
+        else:
+            self._told_no_worker = False
+            self.counts["remote"] += 1
+            await caller.drained()
+            caller.exit_status(status)
+
+    async def _dispatch(self, task: Task) -> int:
+        await self._fresh()
+        started = time.monotonic()
+        done = await self.dispatcher.run(task)
+        log.debug("task %d: status %d, %.1f ms: %s", task.id, done.status, (time.monotonic() - started) * 1e3, task.label())
+        return done.status
+
+    async def _without_worker(self, task: Task, reason: str) -> None:
+        """What `-fallback` says; "wait" never gets here for want of workers."""
+        caller = task.caller
+        if self.options.fallback != "local" or task.stdin_read:
+            self.counts["failed, no worker"] += 1
+            caller.message(f"no worker for: {task.label()} ({reason})")
+            caller.exit_status(1 << 8)
+            return
+        await self.local_runs.slot()
+        if caller.gone:
+            self.local_runs.give_back()
+            return
+        self.counts["local, no worker"] += 1
+        if not self._told_no_worker or task.tried:
+            self._told_no_worker = True
+            caller.message(f"no worker ({reason}); running commands here until one is found")
+        self._run_here(caller, recurse=False, makes_stale=True, holds_slot=True)
+
+    def _run_here(self, caller: Caller, *, recurse: bool, makes_stale: bool, holds_slot: bool = False) -> None:
+        self.local_runs.watch(caller.pid, makes_stale=makes_stale, holds_slot=holds_slot)
+        caller.run_locally(recurse)
+
+    # -- freshness -----------------------------------------------------------------------------------
+
+    async def _fresh(self) -> None:
+        """Returns when what the mirrors were told is what the disk holds, as far as anyone could know."""
+        self.local_runs.notice_ends()
+        while self.local_runs.stale or self._refreshing is not None:
+            if self._refreshing is None:
+                self.local_runs.stale = False
+                self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+            await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        started = pause_at = time.monotonic()
+        found = 0
+        self._hidden.clear()
+        try:
+            for changes in self.export.refresh_steps():
+                found += len(changes)
+                self.dispatcher.tell_mirrors(changes)
+                if time.monotonic() - pause_at > _STEP_S:
+                    await asyncio.sleep(0)
+                    pause_at = time.monotonic()
+        finally:
+            self._refreshing = None
+        log.info("refresh: %d changes, %.1f ms", found, (time.monotonic() - started) * 1e3)
+
+    # -- for people ----------------------------------------------------------------------------------
+
+    def _inspect(self, abspath: bytes) -> str:
+        """One line on what workers are told of a file."""
+        path = paths.relative(abspath)
+        shown = paths.for_people(paths.absolute(path))
+        directory, name = paths.split(path)
+        if self.export.is_excluded(path):
+            return f"{shown}: excluded"
+        attr = self.export.read_dir(directory).entries.get(name)
+        if attr is None:
+            return f"{shown}: not there, or not visible to workers"
+        told = f"mode {attr.mode:o}, {attr.size} bytes, modified {attr.mtime_ns / 1e9:.6f}"
+        if attr.is_symlink():
+            told += f", -> {paths.for_people(attr.target)}"
+        if attr.is_private() and not attr.is_symlink():
+            told += ", private: contents are never shown"
+        if attr.hash:
+            told += f", sha256 {attr.hash.hex()}"
+        return f"{shown}: {told}"
+
+    def status(self) -> bytes:
+        """Everything countable, as JSON."""
+        return msgspec.json.encode(
+            {
+                "name": self.name,
+                "counts": dict(self.counts),
+                "running": self.dispatcher.running,
+                "results": {"files": self.results.files, "bytes": self.results.bytes},
+                "hashed": {"files": self.export.hashed_files, "bytes": self.export.hashed_bytes},
+                "workers": {
+                    name: {"state": m.state.value, "granted": m.granted, "running": m.running, "done": m.done}
+                    for name, m in self.pool.members.items()
+                },
+            }
+        )
+
+
+def _user() -> str:
+    return os.environ.get("USER") or str(os.getuid())
+
+

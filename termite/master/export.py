@@ -1,0 +1,321 @@
+"""What workers may see of this machine, and what they have been told of it so far.
+
+Workers ask one question per directory; the answers are remembered here, so that `refresh` and
+`note` can compare them with the disk and say what changed.  Never shown: the contents of files and
+directories without any group or other permission, excluded trees, sockets and devices.  A name that
+is private or excluded is told with mode 0, so that a command that trips over it reads "Permission denied"
+and not "No such file".
+
+Called from the event loop only; `hash_file` may be run on a thread.  Paths are relative to /.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from termite import paths
+from termite.attr.fileattr import ABSENT, FileAttr, Signature, attr_of, signature_of
+from termite.errors import PathError, PrivateError, Refused
+from termite.wire.messages import Change, DirListing
+
+INLINE_BYTES = 128 << 10
+"""Contents up to this size travel with the answer to `OpenFile`."""
+
+SMALL_HASH_BYTES = 1 << 20
+"""Files up to this size are hashed on the event loop; larger ones deserve a thread."""
+
+_RACY_NS = 20_000_000
+"""A file hashed this soon after its last change may change again with no visible difference."""
+
+ALWAYS_EXCLUDED = (b"proc", b"sys", b"dev", b"tmp", b"var/tmp")
+"""Every box has its own of these."""
+
+
+class Export:
+    """The exported view of the file system below /, as told to the mirrors.
+
+    `listed` holds a directory's names with the attributes that were told; `_hashes` the content
+    hash of every file that was asked for, with the signature it had then.
+    """
+
+    def __init__(self, writable_root: bytes, exclude: Sequence[bytes] = ()) -> None:
+        self.writable_root = paths.checked(writable_root)
+        self._exclude = [paths.checked(e) for e in (*ALWAYS_EXCLUDED, *exclude)]
+        self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
+        self._dir_attrs: dict[bytes, FileAttr] = {}
+        self._hashes: dict[bytes, tuple[Signature, bytes, int]] = {}  # path -> signature, hash, when (ns)
+        self._where: dict[bytes, bytes] = {}  # hash -> a path that held it
+        self.hashed_files = 0
+        self.hashed_bytes = 0
+        self.listings_told = 0
+
+    # -- what may be seen ----------------------------------------------------------------------------
+
+    def is_excluded(self, path: bytes) -> bool:
+        """True if the path lies in an excluded tree and does not lead to the writable root."""
+        for excluded in self._exclude:
+            if not paths.is_inside(path, excluded):
+                continue
+            if not paths.is_inside(self.writable_root, excluded):
+                return True
+            # The writable root lies in the excluded tree: its branch stays visible, the rest does not.
+            below = self.writable_root[len(excluded) :].lstrip(b"/").split(b"/", 1)[0]
+            if path != excluded and not paths.is_inside(path, paths.join(excluded, below)):
+                return True
+        return False
+
+    def _check_directory(self, path: bytes) -> FileAttr:
+        """The attributes of a directory that may be listed; every ancestor is checked as well."""
+        known = self._dir_attrs.get(path)
+        if known is not None:
+            return known
+        paths.checked(path)
+        if self.is_excluded(path):
+            raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
+        if path:
+            self._check_directory(paths.split(path)[0])
+        st = os.lstat(paths.absolute(path))
+        attr = attr_of(st)
+        if not attr.is_dir():
+            raise PathError(f"{paths.for_people(paths.absolute(path))} is not a directory")
+        if attr.is_private():
+            raise PrivateError(f"{paths.for_people(paths.absolute(path))} has no group or other permission")
+        return attr
+
+    def _told_attr(self, path: bytes, st: os.stat_result) -> FileAttr:
+        """What to tell of a name with this `lstat` result; ABSENT if it is not to be seen at all."""
+        kind = stat.S_IFMT(st.st_mode)
+        if kind in (stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
+            return ABSENT
+        if kind == stat.S_IFLNK:
+            return attr_of(st, target=os.readlink(paths.absolute(path)))
+        if st.st_mode & 0o077 == 0:
+            return FileAttr(mode=kind, mtime_ns=st.st_mtime_ns, nlink=st.st_nlink)
+        if kind == stat.S_IFREG:
+            known = self._hashes.get(path)
+            if known is not None and known[0] == signature_of(st):
+                return attr_of(st, hash=known[1])
+        return attr_of(st)
+
+    def _scan(self, path: bytes) -> dict[bytes, FileAttr]:
+        entries: dict[bytes, FileAttr] = {}
+        check_excluded = any(paths.is_inside(e, path) for e in self._exclude)
+        with os.scandir(paths.absolute(path)) as scan:
+            for entry in scan:
+                child = paths.join(path, entry.name)
+                try:
+                    st = entry.stat(follow_symlinks=False)
+                    if check_excluded and self.is_excluded(child):
+                        attr = FileAttr(mode=stat.S_IFMT(st.st_mode))
+                    else:
+                        attr = self._told_attr(child, st)
+                except OSError:
+                    continue  # gone since the scan began
+                if attr.mode:
+                    entries[entry.name] = attr
+        return entries
+
+    # -- questions of the mirrors --------------------------------------------------------------------
+
+    def read_dir(self, path: bytes) -> DirListing:
+        """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one."""
+        try:
+            attr = self._check_directory(path)
+            entries = self.listed.get(path)
+            if entries is None:
+                entries = self._scan(path)
+        except PrivateError:
+            return DirListing(exists=True, attr=FileAttr(mode=stat.S_IFDIR))
+        except (OSError, PathError):
+            return DirListing(exists=False, attr=ABSENT)
+        self.listed[path] = entries
+        self._dir_attrs[path] = attr
+        self.listings_told += 1
+        return DirListing(exists=True, attr=attr, entries=entries)
+
+    def open_for_reading(self, path: bytes) -> tuple[int, os.stat_result]:
+        """(fd, fstat) of a regular file that may be shown; the caller closes the fd."""
+        self._check_directory(paths.split(paths.checked(path))[0])
+        if self.is_excluded(path):
+            raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
+        fd = os.open(paths.absolute(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                raise PathError(f"{paths.for_people(paths.absolute(path))} is not a regular file")
+            if st.st_mode & 0o077 == 0:
+                raise PrivateError(f"{paths.for_people(paths.absolute(path))} has no group or other permission")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, st
+
+    def known_hash(self, path: bytes, st: os.stat_result) -> bytes:
+        """The remembered hash of a file that still has this stat result; b"" if there is none."""
+        known = self._hashes.get(path)
+        return known[1] if known is not None and known[0] == signature_of(st) else b""
+
+    def remember_hash(self, path: bytes, st: os.stat_result, digest: bytes) -> FileAttr:
+        """Notes a file's hash and returns the attributes to tell."""
+        self._hashes[path] = (signature_of(st), digest, time.time_ns())
+        self._where[digest] = path
+        attr = attr_of(st, hash=digest)
+        directory, name = paths.split(path)
+        entries = self.listed.get(directory)
+        if entries is not None:
+            entries[name] = attr
+        return attr
+
+    def path_of(self, digest: bytes) -> bytes | None:
+        """A path that held these contents when it was last hashed."""
+        return self._where.get(digest)
+
+    # -- what changed --------------------------------------------------------------------------------
+
+    def note(self, changed: Iterable[bytes], hashes: dict[bytes, bytes]) -> list[Change]:
+        """Looks at these paths again after a replay or a shortcut; returns what mirrors must hear.
+
+        `hashes` gives the contents of files that were just written, so that they are not read again.
+        """
+        changes: dict[bytes, Change] = {}
+        for path in changed:
+            directory, name = paths.split(path)
+            self._look_again(path, directory, name, hashes.get(path, b""), changes)
+            if directory not in changes:
+                self._look_at_directory(directory, changes)
+        return list(changes.values())
+
+    def _look_again(
+        self, path: bytes, directory: bytes, name: bytes, digest: bytes, changes: dict[bytes, Change]
+    ) -> None:
+        if self.is_excluded(path):
+            return
+        entries = self.listed.get(directory)
+        old = entries.get(name, ABSENT) if entries is not None else None
+        try:
+            st = os.lstat(paths.absolute(path))
+            attr = self._told_attr(path, st)
+            if digest and attr.is_regular() and not attr.is_private():
+                attr = self.remember_hash(path, st, digest)
+        except OSError:
+            attr = ABSENT
+        if path in self.listed and not (attr.is_dir() and old is not None and old.is_dir()):
+            self._forget_below(path)
+        if entries is None:
+            if attr.mode == 0:
+                changes[path] = Change(path, ABSENT)
+            return  # nobody was told of this directory
+        if attr.mode:
+            entries[name] = attr
+        else:
+            entries.pop(name, None)
+        if attr != old:
+            changes[path] = Change(path, attr)
+
+    def _look_at_directory(self, directory: bytes, changes: dict[bytes, Change]) -> None:
+        """A directory's own times change with its children."""
+        told = self._dir_attrs.get(directory)
+        if told is None:
+            return
+        try:
+            attr = attr_of(os.lstat(paths.absolute(directory)))
+        except OSError:
+            return
+        if attr != told and attr.is_dir():
+            self._dir_attrs[directory] = attr
+            parent, name = paths.split(directory)
+            entries = self.listed.get(parent)
+            if entries is not None and directory:
+                entries[name] = attr
+            changes[directory] = Change(directory, attr)
+
+    def _forget_below(self, path: bytes) -> None:
+        """Drops what is remembered of a directory that is one no more, or another one."""
+        if path not in self.listed:
+            self._hashes.pop(path, None)
+            return
+        for name, attr in self.listed[path].items():
+            child = paths.join(path, name)
+            if attr.is_dir():
+                self._forget_below(child)
+            else:
+                self._hashes.pop(child, None)
+        del self.listed[path]
+        self._dir_attrs.pop(path, None)
+
+    def refresh_steps(self) -> Iterator[list[Change]]:
+        """Compares everything told with the disk, one directory per step; yields each step's changes.
+
+        Between two steps the caller may let the event loop run.
+        """
+        for path in sorted(self.listed):
+            if path not in self.listed:
+                continue  # dropped by an earlier step
+            yield self._refresh_directory(path)
+
+    def _refresh_directory(self, path: bytes) -> list[Change]:
+        told = self.listed[path]
+        try:
+            self._dir_attrs.pop(path, None)
+            attr = self._check_directory(path)
+            now = self._scan(path)
+        except (OSError, PathError, PrivateError):
+            self._forget_below(path)
+            return [Change(path, ABSENT)] if path else []
+        self._dir_attrs[path] = attr
+        changes: list[Change] = []
+        for name, attr in now.items():
+            child = paths.join(path, name)
+            old = told.get(name)
+            if attr.is_regular() and not attr.hash and old is not None and old.hash:
+                self._hashes.pop(child, None)
+            elif attr.hash and self._is_racy(child):
+                attr = self._rehash(child, attr)
+                now[name] = attr
+            if old == attr:
+                continue
+            if old is not None and old.is_dir() and not attr.is_dir():
+                self._forget_below(child)
+            changes.append(Change(child, attr))
+        for name in told.keys() - now.keys():
+            child = paths.join(path, name)
+            self._forget_below(child)
+            changes.append(Change(child, ABSENT))
+        self.listed[path] = now
+        return changes
+
+    def _is_racy(self, path: bytes) -> bool:
+        signature, _, hashed_at = self._hashes[path]
+        return hashed_at - signature.ctime_ns < _RACY_NS
+
+    def _rehash(self, path: bytes, attr: FileAttr) -> FileAttr:
+        try:
+            fd, st = self.open_for_reading(path)
+        except (OSError, PathError, PrivateError):
+            return attr
+        try:
+            return self.remember_hash(path, st, hash_file(fd))
+        finally:
+            os.close(fd)
+
+
+def hash_file(fd: int) -> bytes:
+    """SHA-256 of an open file, read from its start with pread; the file's offset does not move."""
+    digest = hashlib.sha256()
+    offset = 0
+    while piece := os.pread(fd, 1 << 20, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.digest()
+
+
+def read_and_hash(fd: int, st: os.stat_result) -> tuple[bytes, bytes]:
+    """(contents, hash) of a small file; `Refused` if it changed while it was read."""
+    data = os.pread(fd, st.st_size + 1, 0)
+    if len(data) != st.st_size or signature_of(os.fstat(fd)) != signature_of(st):
+        raise Refused("the file changed while it was read")
+    return data, hashlib.sha256(data).digest()

@@ -1,0 +1,95 @@
+"""What a task brought back: contents fetched, the tree changed, everyone told.
+
+A result is fetched whole before the first file is touched, so a worker that dies half-way leaves no
+trace.  Results are replayed one task at a time: the tree is always as some serial order left it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import stat
+from collections.abc import Callable
+
+from termite.errors import PathError
+from termite.master.export import Export
+from termite.master.link import MirrorLink
+from termite.master.replay import Content, Replayer, Span, Staged
+from termite.master.task import Task
+from termite.wire.messages import Change, Done, FileResult
+
+log = logging.getLogger(__name__)
+
+INLINE_REPLAY_FILES = 64
+INLINE_REPLAY_BYTES = 1 << 20
+"""A result up to this size is replayed on the event loop (well under 5 ms); larger ones on a thread."""
+
+
+class Results:
+    def __init__(self, replayer: Replayer, export: Export) -> None:
+        self._replayer = replayer
+        self._export = export
+        self._lock = asyncio.Lock()
+        self.files = 0
+        self.bytes = 0
+
+    async def take(
+        self, task: Task, link: MirrorLink, done: Done, body: bytes, tell: Callable[[list[Change]], None]
+    ) -> None:
+        """Puts a task's results into the tree and tells the mirrors; PeerLost if contents cannot be had.
+
+        From the first change on it runs to its end, whatever happens to the caller.
+        """
+        if not done.files:
+            return
+        contents: dict[bytes, Content] = {}
+        try:
+            for result in done.files:
+                if _needs_contents(result):
+                    contents[result.path] = await self._contents(link, result, body)
+            span = Span(task.sent_ns, task.received_ns, done.started_ns, done.ended_ns, link.offset_ns)
+            await asyncio.shield(self._replay(task, done, contents, span, tell))
+        finally:
+            for content in contents.values():
+                if isinstance(content, Staged):
+                    content.close()
+
+    async def _contents(self, link: MirrorLink, result: FileResult, body: bytes) -> Content:
+        size = result.attr.size
+        self.bytes += size
+        if result.inline_at >= 0:
+            if result.inline_at + size > len(body):
+                raise PathError(f"the result for {result.path!r} is cut short")
+            return body[result.inline_at : result.inline_at + size]
+        staged = self._replayer.stage(size, result.attr.hash)
+        try:
+            await link.fetch(result.attr.hash, result.path, staged.write)
+            staged.finish()
+        except BaseException:
+            staged.close()
+            raise
+        return staged
+
+    async def _replay(
+        self,
+        task: Task,
+        done: Done,
+        contents: dict[bytes, Content],
+        span: Span,
+        tell: Callable[[list[Change]], None],
+    ) -> None:
+        async with self._lock:
+            inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
+            if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
+                replayed = self._replayer.apply(done.files, contents, span)
+            else:
+                replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
+            hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
+            tell(self._export.note(replayed.changed, hashes))
+        self.files += len(done.files)
+        for note in replayed.notes:
+            log.info("task %d: %s", task.id, note)
+
+
+def _needs_contents(result: FileResult) -> bool:
+    return stat.S_ISREG(result.attr.mode) and not result.link_to and not result.kept

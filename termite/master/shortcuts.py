@@ -1,0 +1,326 @@
+"""Commands the master answers without a worker: mkdir, rm, echo, test, true, false.
+
+`find_shortcut` reads a command line and decides, without looking at the disk, whether it is one whose
+whole effect is known; `Shortcut.perform` does it.  Both say None whenever the real command might do
+anything else, print anything else, or fail: the caller then runs it as any other command, and nothing
+has been changed by then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from termite import paths
+from termite.command.shell import shell_call, split_list
+from termite.master.confined import PROTECTED, ConfinedRoot, NotSimple, Outcome, Removal
+
+STANDARD_DIRECTORIES = (b"/usr/bin", b"/bin")
+SHELLS = frozenset({b"sh", b"bash", b"dash"})
+"""The shells whose builtins are known to agree on what is understood here."""
+HARMLESS_SHELL_FLAGS = frozenset("ceu")
+HARMLESS_SHELL_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
+MAX_TEXT = 65536
+MAX_WORDS = 2000
+
+_CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
+_FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|echo|true|false|:|test|\[)(?:\s|;|\Z)")
+_OCTAL_MODE = re.compile(rb"0?[0-7]{3}")
+_ECHO_FLAGS = re.compile(rb"-[neE]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ShortcutResult:
+    """What the command left behind, to be passed on as if it had been run."""
+
+    status: int  # as waitpid() gives it: exit status 1 is 256
+    stdout: bytes
+    stderr: bytes
+    changed_paths: list[bytes]  # relative to the exported root, parents first; missing now: it was deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One simple command: what it does, given the root."""
+
+    operator: bytes  # b"&&", b"||" or b";" before it; b"" for the first
+    perform: Callable[[ConfinedRoot], Outcome]
+    stdout: bytes = b""
+    reads: bool = False  # looks at the disk
+    changes: bool = False  # changes the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """A command line whose effect is known, as far as text can tell."""
+
+    calls: tuple[Call, ...]
+    cwd: bytes  # relative to the exported root
+    stops_at_failure: bool  # the shell's -e
+    shadowed_by: tuple[bytes, ...]  # if one of these is executable, PATH means another program
+
+    def perform(self, root: bytes, protected: Collection[bytes] = PROTECTED) -> ShortcutResult | None:
+        """Does it, changing nothing outside the directory `root`; None: run the command instead.
+
+        Names in `protected` are never deleted.
+
+        Blocking, for the time of a few dozen system calls and one more per file deleted.
+        """
+        if any(os.access(path, os.X_OK) for path in self.shadowed_by):
+            return None
+        try:
+            with ConfinedRoot(root, protected) as confined:
+                with confined.directory(self.cwd):
+                    pass  # a directory reached without a symlink: `..` means what it says
+                return self._run(confined)
+        except (NotSimple, OSError):
+            return None
+
+    def _run(self, root: ConfinedRoot) -> ShortcutResult:
+        status = 0
+        stdout = stderr = b""
+        changed: dict[bytes, None] = {}
+        for index, call in enumerate(self.calls):
+            if (call.operator == b"&&" and status) or (call.operator == b"||" and not status):
+                continue
+            outcome = call.perform(root)
+            status = outcome.status
+            stdout += call.stdout
+            stderr += outcome.stderr
+            changed |= outcome.changed
+            ends_list = index + 1 == len(self.calls) or self.calls[index + 1].operator == b";"
+            if status and ends_list and self.stops_at_failure:
+                break
+        return ShortcutResult(status << 8, stdout, stderr, list(changed))
+
+
+def find_shortcut(
+    program: bytes, argv: Sequence[bytes], cwd: bytes, umask: int, env: Sequence[bytes] = ()
+) -> Shortcut | None:
+    """The shortcut for this command, None if it has to be run.
+
+    `program` as in a request: a path, or empty for argv[0] on PATH.  `cwd` is absolute.  `env` holds
+    NAME=VALUE strings; without any, PATH is taken to find the programs where they belong.
+    """
+    name = _standard_name(program or argv[0]) if 0 < len(argv) <= MAX_WORDS else None
+    if name is None:
+        return None
+    program = program or argv[0]
+    names = {program}
+    commands = [(b"", [program, *argv[1:]])]
+    is_shell, stops_at_failure = name in SHELLS, False
+    if is_shell:
+        found = _script(argv, program)
+        if found is None:
+            return None
+        commands, stops_at_failure = found
+        names |= {words[0] for _, words in commands if words[0] not in _BUILTINS}
+    elif name not in _COMMANDS:
+        return None
+    before = _searched_before_standard(env)
+    if before is None or any(_CHANGES_MEANING.match(setting) for setting in env):
+        return None
+    here = paths.relative(cwd)
+    reader = _Reader(here, umask, builtins=is_shell)
+    calls: list[Call] = []
+    for operator, words in commands:
+        call = reader.call(operator, words)
+        if call is None or (any(earlier.changes for earlier in calls) and (call.changes or call.reads)):
+            return None  # once something has changed, there must be no more doubt
+        calls.append(call)
+    shadowed_by = tuple(directory + b"/" + each for each in names if b"/" not in each for directory in before)
+    return Shortcut(tuple(calls), here, stops_at_failure, shadowed_by)
+
+
+def _script(argv: Sequence[bytes], program: bytes) -> tuple[list[tuple[bytes, list[bytes]]], bool] | None:
+    """The commands of `sh -c SCRIPT` and whether -e is on; None unless shells agree about all of it."""
+    call = shell_call(argv, program)
+    if call is None or call.args or argv[0].startswith(b"-"):
+        return None
+    if not call.flags <= HARMLESS_SHELL_FLAGS or not call.options <= HARMLESS_SHELL_OPTIONS:
+        return None
+    if not _FIRST_WORD.match(call.script) or len(call.script) > MAX_TEXT:
+        return None
+    commands = split_list(call.script)
+    if not commands:
+        return None
+    return commands, "e" in call.flags or b"errexit" in call.options
+
+
+def _standard_name(program: bytes) -> bytes | None:
+    """The name of a program in a standard directory, or one to be searched for; None for any other."""
+    directory, slash, name = program.rpartition(b"/")
+    return name if not slash or directory in STANDARD_DIRECTORIES else None
+
+
+def _searched_before_standard(env: Sequence[bytes]) -> list[bytes] | None:
+    """The directories of PATH that come before a standard one; None if none does, or one is relative."""
+    search = next((setting[5:] for setting in env if setting.startswith(b"PATH=")), STANDARD_DIRECTORIES[0])
+    before: list[bytes] = []
+    for directory in search.split(b":"):
+        if directory in STANDARD_DIRECTORIES:
+            return before
+        if not directory.startswith(b"/"):
+            return None
+        before.append(directory)
+    return None
+
+
+class _Reader:
+    """Turns words into calls; None for whatever is not understood."""
+
+    def __init__(self, cwd: bytes, umask: int, builtins: bool) -> None:
+        self._cwd = cwd
+        self._umask = umask
+        self._builtins = builtins
+
+    def call(self, operator: bytes, words: Sequence[bytes]) -> Call | None:
+        name, args = _standard_name(words[0]), list(words[1:])
+        match name:
+            case b"true" | b"false" | b":":
+                if (name == b":" and not self._builtins) or any(arg.startswith(b"--") for arg in args):
+                    return None
+                status = int(name == b"false")
+                return Call(operator, lambda _: Outcome(status))
+            case b"echo":
+                text = _echoed(args)
+                return None if text is None else Call(operator, lambda _: Outcome(), stdout=text)
+            case b"test":
+                return self._test(operator, args)
+            case b"[":
+                return self._test(operator, args[:-1]) if args and args[-1] == b"]" else None
+            case b"mkdir":
+                return self._mkdir(operator, args)
+            case b"rm":
+                return self._rm(operator, args)
+        return None
+
+    def _mkdir(self, operator: bytes, args: list[bytes]) -> Call | None:
+        parents, mode = False, None
+        while args and args[0].startswith(b"-"):
+            arg = args.pop(0)
+            if arg == b"--":
+                break
+            if arg in (b"-p", b"--parents"):
+                parents = True
+            elif arg in (b"-m", b"-pm") and args and _OCTAL_MODE.fullmatch(args[0]):
+                parents |= arg == b"-pm"
+                mode = int(args.pop(0), 8)
+            elif arg.startswith(b"-m") and _OCTAL_MODE.fullmatch(digits := arg[2:]):
+                mode = int(digits, 8)
+            else:
+                return None
+        targets = self._operands(args)
+        if not targets:
+            return None
+        umask = self._umask
+        return Call(
+            operator, lambda root: root.make_directories(targets, parents=parents, mode=mode, umask=umask), changes=True
+        )
+
+    def _rm(self, operator: bytes, args: list[bytes]) -> Call | None:
+        flags = ""
+        while args and args[0].startswith(b"-"):
+            arg = args.pop(0)
+            if arg == b"--":
+                break
+            if not re.fullmatch(rb"-[frR]+", arg):
+                return None
+            flags += arg[1:].decode()
+        force, recursive = "f" in flags, "r" in flags.lower()
+        targets = self._operands(args)
+        if targets is None or not (targets or force):
+            return None
+        if any(paths.is_inside(self._cwd, target) for target in targets):
+            return None  # `.` is refused by rm, and its parents are better not deleted by us
+        removals = [
+            Removal(target, arg, only_directory=arg.endswith(b"/")) for target, arg in zip(targets, args, strict=True)
+        ]
+        return Call(operator, lambda root: root.remove(removals, recursive=recursive, force=force), changes=True)
+
+    def _test(self, operator: bytes, args: list[bytes]) -> Call | None:
+        match args:
+            case [left, b"=" | b"!=" as relation, right]:
+                status = int((left == right) != (relation == b"="))
+                return Call(operator, lambda _: Outcome(status))
+            case [b"!", b"-d" | b"-e" | b"-f" | b"-n" | b"-z" as primary, operand]:
+                negated = True
+            case [b"-d" | b"-e" | b"-f" | b"-n" | b"-z" as primary, operand]:
+                negated = False
+            case _:
+                return None
+        if primary in (b"-n", b"-z"):
+            status = int((operand == b"") == ((primary == b"-n") != negated))
+            return Call(operator, lambda _: Outcome(status))
+        resolved = self._operands([operand])
+        if not resolved:
+            return None
+        target = resolved[0] + (b"/" if operand.endswith(b"/") else b"")
+        return Call(operator, lambda root: Outcome(int(_is(root, primary, target) == negated)), reads=True)
+
+    def _operands(self, args: list[bytes]) -> list[bytes] | None:
+        """Operands as paths relative to the exported root; None if one is doubtful."""
+        resolved = [_resolve(self._cwd, arg) for arg in args]
+        found = [path for path in resolved if path is not None]
+        if len(found) < len(args) or any(arg.startswith(b"-") for arg in args):
+            return None
+        return found
+
+
+def _resolve(cwd: bytes, operand: bytes) -> bytes | None:
+    """Where an operand points; None unless the text alone tells.
+
+    `..` is understood at the beginning of a relative operand only, where it starts from a directory
+    that is known to have been reached without a symlink.
+    """
+    if not operand:
+        return None
+    at = [] if operand.startswith(b"/") else [part for part in cwd.split(b"/") if part]
+    may_go_up = not operand.startswith(b"/")
+    for part in operand.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not may_go_up or not at:
+                return None
+            at.pop()
+            continue
+        may_go_up = False
+        at.append(part)
+    path = b"/".join(at)
+    return path if paths.is_clean(path) else None
+
+
+def _echoed(args: list[bytes]) -> bytes | None:
+    """What `echo` prints; None where shells and /bin/echo disagree: backslashes, and flags but a lone -n."""
+    newline = b"\n"
+    if args and args[0] == b"-n":
+        args, newline = args[1:], b""
+    if any(b"\\" in arg for arg in args):
+        return None
+    if args and (_ECHO_FLAGS.fullmatch(args[0]) or args[0] in (b"--help", b"--version")):
+        return None
+    return b" ".join(args) + newline
+
+
+def _is(root: ConfinedRoot, primary: bytes, target: bytes) -> bool:
+    """The answer of `test PRIMARY TARGET`; follows symlinks, as it should: nothing is changed."""
+    root.parts(target.rstrip(b"/"))
+    try:
+        mode = os.stat(paths.absolute(target)).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise NotSimple(str(error)) from None
+    if primary == b"-d":
+        return stat.S_ISDIR(mode)
+    return primary == b"-e" or stat.S_ISREG(mode)
+
+
+_COMMANDS = frozenset({b"mkdir", b"rm", b"echo", b"true", b"false", b"test", b"["})
+
+_BUILTINS = frozenset({b"true", b"false", b":", b"echo", b"test", b"["})
+"""A shell finds these without looking at PATH."""

@@ -1,0 +1,72 @@
+"""One command on its way to a worker and back.
+
+Holds what the command is, where it was tried, and how much of its output the caller has seen.  Loop only.
+"""
+
+from __future__ import annotations
+
+from termite import paths
+from termite.command.shell import command_text
+from termite.master.local import FLAG_DEBUG, FLAG_MERGED, FLAG_STDIN, Caller, LocalRequest
+
+_DROPPED = (b"LD_PRELOAD=", b"TERMITE_")
+_KEPT = (b"TERMITE_DEBUG=",)
+
+
+def remote_environment(env: list[bytes]) -> list[bytes]:
+    """The environment without what has a meaning on this machine only.
+
+    A wrapper that is started inside a box (a makefile may name it as SHELL) just runs its command.
+    """
+    return [*(e for e in env if not e.startswith(_DROPPED) or e.startswith(_KEPT)), b"TERMITE_LOCAL=1"]
+
+
+class Task:
+    """`id` is unique in this master and stands in every log line about the task."""
+
+    def __init__(self, id: int, request: LocalRequest, caller: Caller) -> None:
+        self.id = id
+        self.request = request
+        self.caller = caller
+        self.env = remote_environment(request.env)
+        self.cwd = paths.relative(request.cwd)
+        self.text = command_text(request.program, request.argv)
+        self.merged = bool(request.flags & FLAG_MERGED)
+        self.has_stdin = bool(request.flags & FLAG_STDIN)
+        self.debug = bool(request.flags & FLAG_DEBUG)
+        self.tried: set[str] = set()  # workers that lost it
+        self.failures = 0  # how often it was lost
+        self.last_failure = ""
+        self.sent_ns = 0  # our clock, of the last try
+        self.received_ns = 0
+        self._shown = [0, 0, 0]  # bytes the caller has of each stream, over all tries
+        self._seen = [0, 0, 0]  # bytes of each stream in the current try
+        self.stdin_read = False
+
+    def label(self) -> str:
+        """The command as one short line for messages."""
+        text = paths.for_people(self.text)
+        return text if len(text) <= 120 else text[:117] + "..."
+
+    def begin_try(self) -> None:
+        """Another worker starts from the beginning: what was shown already will not be shown again."""
+        self._seen = [0, 0, 0]
+
+    def show(self, stream: int, data: bytes) -> None:
+        """Passes output on to the caller, less what an earlier try has shown."""
+        start = self._seen[stream]
+        self._seen[stream] += len(data)
+        fresh = data[max(0, self._shown[stream] - start) :]
+        if fresh:
+            self._shown[stream] += len(fresh)
+            self.caller.output(stream, fresh)
+
+    async def output(self, stream: int, data: bytes) -> None:
+        """Output of a command that still runs; returns when the caller has room for more."""
+        if stream in (1, 2):
+            self.show(stream, data)
+            await self.caller.drained()
+
+    async def read_stdin(self) -> bytes:
+        self.stdin_read = True
+        return await self.caller.read_stdin()

@@ -1,0 +1,308 @@
+"""What a command changed is exactly what lies in the upper directory of its overlay.
+
+`reap` reads it once the box is dead: new and changed files, whiteouts (removed), opaque directories
+(replaced), redirects (renamed).  What it counts on:
+
+- the overlay was mounted with redirect_dir=on, metacopy=off, index=off, xino=off;
+- the upper directory began with the mode and the times of the writable root: they are what the command
+  sees there, and what is compared at the end;
+- the lower file system shows regular files with st_nlink 1: only then does the kernel mark a copied-up
+  file with its origin, and without the mark "written in place" looks like "replaced by a new file".
+
+Contents move out of the upper directory into the content store, so an upper directory is reaped once.
+Blocks on disk and on `lower`; any thread but those that answer for the lower file system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from termite import paths
+from termite.attr.fileattr import ABSENT, FileAttr, attr_of
+from termite.store.local import USED_EVERY_S, ContentStore, digest
+from termite.wire.messages import FileResult
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_HANDLE_BYTES = 128
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Reaped(NamedTuple):
+    files: list[FileResult]  # in path order, parents first
+    body: bytes  # the inlined contents, where `inline_at` says
+    notes: list[str]  # what could not be carried, for the log
+
+
+class _Found(NamedTuple):
+    """One name in the upper directory that is neither a directory nor a whiteout."""
+
+    directory: bytes  # relative to the upper directory
+    name: bytes
+    path: bytes  # relative to the exported root
+    before: bytes | None  # where the lower file that this name showed has its place; None: nowhere
+    st: os.stat_result
+
+
+def reap(
+    upper: bytes,
+    root: bytes,
+    lower: Callable[[bytes], FileAttr],
+    store: ContentStore,
+    *,
+    inline_limit: int = 1 << 16,
+    inline_total: int = 1 << 20,
+    lower_fd: int = -1,
+    userxattr: bool = False,
+) -> Reaped:
+    """What the command whose overlay had this upper directory left different from what it found.
+
+    `root` is the writable root, `lower` tells what stands at an exported path beneath the overlay.
+    `lower_fd`, the open lower directory, lets hard-linked files be told apart exactly.
+    """
+    return _Reaper(upper, root, lower, store, inline_limit, inline_total, lower_fd, userxattr).run()
+
+
+class _Reaper:
+    def __init__(
+        self,
+        upper: bytes,
+        root: bytes,
+        lower: Callable[[bytes], FileAttr],
+        store: ContentStore,
+        inline_limit: int,
+        inline_total: int,
+        lower_fd: int,
+        userxattr: bool,
+    ) -> None:
+        self._upper = upper
+        self._root = root
+        self._lower = lower
+        self._store = store
+        self._inline_limit = inline_limit
+        self._inline_left = inline_total
+        self._recent_ns = time.time_ns() - USED_EVERY_S * 10**9
+        self._lower_fd = lower_fd
+        prefix = "user.overlay." if userxattr else "trusted.overlay."
+        self._opaque, self._redirect = prefix + "opaque", prefix + "redirect"
+        self._origin, self._whiteout = prefix + "origin", prefix + "whiteout"
+        self._files: list[FileResult] = []
+        self._body: list[bytes] = []
+        self._body_len = 0
+        self._notes: list[str] = []
+        self._links: dict[int, list[_Found]] = {}  # inode -> all its names
+        self._todo: list[tuple[bytes, bytes | None, int]] = [(b"", root, -1)]
+
+    def run(self) -> Reaped:
+        self._top = os.open(self._upper, _OPEN | os.O_DIRECTORY)
+        try:
+            while self._todo:
+                self._visit(*self._todo.pop())
+            for names in self._links.values():
+                self._linked(names)
+        finally:
+            os.close(self._top)
+        self._files.sort(key=lambda file: file.path)  # a prefix sorts first: parents before children
+        return Reaped(self._files, b"".join(self._body), self._notes)
+
+    # -- directories ------------------------------------------------------------------------------
+
+    def _visit(self, directory: bytes, inherited: bytes | None, mode: int) -> None:
+        """One directory of the upper tree; `inherited`: the lower path its name stood for, None: nothing."""
+        fd = self._open_directory(directory)
+        try:
+            before = self._directory(fd, directory, inherited, mode)
+            with os.scandir(fd) as entries:
+                found = list(entries)  # complete before anything is moved out
+            for entry in found:
+                name = os.fsencode(entry.name)
+                child = None if before is None else paths.join(before, name)
+                self._entry(fd, directory, name, entry.stat(follow_symlinks=False), child)
+        finally:
+            os.close(fd)
+
+    def _open_directory(self, directory: bytes) -> int:
+        name = directory or b"."
+        try:
+            return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self._top)
+        except PermissionError:  # an ordinary user's worker; the mode to report was read before
+            os.chmod(name, 0o700, dir_fd=self._top)
+            return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self._top)
+
+    def _directory(self, fd: int, directory: bytes, inherited: bytes | None, mode: int) -> bytes | None:
+        """Report the directory itself if it changed; where its unchanged children lie in the lower tree."""
+        st = os.fstat(fd)
+        mode = st.st_mode if mode < 0 else mode
+        marks = os.listxattr(fd)
+        path = paths.join(self._root, directory) if directory else self._root
+        standing = self._standing(inherited)
+        before, old, moved_from = inherited, standing, b""
+        opaque = self._opaque in marks and os.getxattr(fd, self._opaque) == b"y"
+        if self._redirect in marks:
+            before = self._redirected(os.getxattr(fd, self._redirect), inherited, directory)
+            old = self._standing(before)
+            moved_from = b"" if before == inherited else before
+        elif opaque:
+            before, old = None, ABSENT
+        if not old.is_dir():
+            before = None
+        replaced = opaque and standing.is_dir()
+        if moved_from or replaced or mode != old.mode or st.st_mtime_ns != old.mtime_ns:
+            attr = FileAttr(mode=mode, mtime_ns=st.st_mtime_ns)
+            self._files.append(FileResult(path, attr, moved_from=moved_from, opaque=replaced))
+        return before
+
+    def _redirected(self, redirect: bytes, inherited: bytes | None, directory: bytes) -> bytes:
+        """The lower path that a redirect names: from the overlay's top, or a sibling of where it was."""
+        if redirect.startswith(b"/"):
+            return paths.join(self._root, redirect.strip(b"/"))
+        beside = inherited if inherited is not None else paths.join(self._root, directory)
+        return paths.join(paths.split(beside)[0], redirect)
+
+    def _standing(self, before: bytes | None) -> FileAttr:
+        return ABSENT if before is None else self._lower(before)
+
+    # -- everything else --------------------------------------------------------------------------
+
+    def _entry(self, fd: int, directory: bytes, name: bytes, st: os.stat_result, before: bytes | None) -> None:
+        child = paths.join(directory, name)
+        path = paths.join(self._root, child)
+        mode = st.st_mode
+        if len(path) > paths.MAX_PATH:
+            self._notes.append(f"{paths.for_people(path)[:200]}...: path too long, left out")
+        elif stat.S_ISDIR(mode):
+            self._todo.append((child, before, mode))
+        elif stat.S_ISCHR(mode) and st.st_rdev == 0:
+            self._files.append(FileResult(path, ABSENT))
+        elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISFIFO(mode)):
+            kind = "socket" if stat.S_ISSOCK(mode) else "device"
+            self._notes.append(f"{paths.for_people(path)}: a {kind} is not carried over")
+            if self._standing(before).exists():
+                self._files.append(FileResult(path, ABSENT))
+        elif st.st_nlink > 1:
+            self._links.setdefault(st.st_ino, []).append(_Found(directory, name, path, before, st))
+        else:
+            result = self._file(fd, _Found(directory, name, path, before, st), linked=False)
+            if result is not None:
+                self._files.append(result)
+
+    def _linked(self, names: list[_Found]) -> None:
+        """All names of one file: one of them carries it, the others link to that one."""
+        names.sort(key=lambda found: found.path)
+        first = next((found for found in names if self._is_own(found)), names[0])
+        fd = self._open_directory(first.directory)
+        try:
+            result = self._file(fd, first, linked=True)
+        finally:
+            os.close(fd)
+        if result is None:
+            return
+        self._files.append(result)
+        for other in names:
+            if other is not first:
+                self._files.append(FileResult(other.path, result.attr, link_to=first.path))
+
+    def _is_own(self, found: _Found) -> bool:
+        """True if this name is where the file stood before it got other names."""
+        old = self._standing(found.before)
+        if not old.is_regular() or not stat.S_ISREG(found.st.st_mode):
+            return old.exists() and old.mode == found.st.st_mode and old.mtime_ns == found.st.st_mtime_ns
+        directory = self._open_directory(found.directory)
+        try:
+            fd = self._open_file(directory, found.name)
+        finally:
+            os.close(directory)
+        try:
+            return self._came_from(fd, found.before, exactly=True)
+        finally:
+            os.close(fd)
+
+    def _file(self, directory: int, found: _Found, *, linked: bool) -> FileResult | None:
+        """The result for one name, None if it is what it was; `linked`: others need it even so."""
+        old = self._standing(found.before)
+        if stat.S_ISREG(found.st.st_mode):
+            return self._regular(directory, found, old, linked)
+        target = os.readlink(found.name, dir_fd=directory) if stat.S_ISLNK(found.st.st_mode) else b""
+        attr = attr_of(found.st, target)
+        same = attr.mode == old.mode and attr.mtime_ns == old.mtime_ns and attr.target == old.target
+        if same and not linked:
+            return None
+        return FileResult(found.path, _anonymous(attr), kept=same)
+
+    def _regular(self, directory: int, found: _Found, old: FileAttr, linked: bool) -> FileResult | None:
+        st = found.st
+        fd = self._open_file(directory, found.name)
+        try:
+            in_place = old.is_regular() and self._came_from(fd, found.before, exactly=linked or old.nlink > 1)
+            if old.is_regular() and not in_place and st.st_size == 0 and self._whiteout in os.listxattr(fd):
+                return FileResult(found.path, ABSENT)
+            data = None
+            if st.st_size <= self._inline_limit:
+                data = os.read(fd, st.st_size + 1)
+                hash = hashlib.sha256(data).digest()
+            else:
+                hash = digest(fd)
+        finally:
+            os.close(fd)
+        attr = FileAttr(mode=st.st_mode, size=st.st_size, mtime_ns=st.st_mtime_ns, hash=hash)
+        if in_place and old.hash == hash:
+            if (st.st_mode, st.st_mtime_ns) != (old.mode, old.mtime_ns):
+                return FileResult(found.path, attr, in_place=True, kept=True)
+            return FileResult(found.path, attr, kept=True) if linked else None
+        recent = st.st_mtime_ns > self._recent_ns
+        self._store.adopt(found.name, hash, dir_fd=directory, recent=recent)
+        return FileResult(found.path, attr, inline_at=self._inline(data), in_place=in_place)
+
+    def _open_file(self, directory: int, name: bytes) -> int:
+        try:
+            return os.open(name, _OPEN, dir_fd=directory)
+        except PermissionError:  # an ordinary user's worker and a file without read permission
+            os.chmod(name, 0o400, dir_fd=directory)
+            return os.open(name, _OPEN, dir_fd=directory)
+
+    def _inline(self, data: bytes | None) -> int:
+        """Where in the body these contents stand now; -1: not there."""
+        if data is None or len(data) > self._inline_left:
+            return -1
+        at = self._body_len
+        self._body.append(data)
+        self._body_len += len(data)
+        self._inline_left -= len(data)
+        return at
+
+    def _came_from(self, fd: int, before: bytes | None, *, exactly: bool) -> bool:
+        """True if this open upper file is a copy of a lower one; `exactly`: of the one at `before`."""
+        try:
+            origin = os.getxattr(fd, self._origin)
+        except OSError:
+            return False
+        if not exactly or before is None or self._lower_fd < 0:
+            return True
+        handle = _handle(self._lower_fd, before[len(self._root) :].lstrip(b"/"))
+        return not handle or len(origin) <= _ORIGIN_HEAD or origin[_ORIGIN_HEAD:] == handle
+
+
+_ORIGIN_HEAD = 21
+"""The file handle in `overlay.origin` follows: version, magic, length, flags, type, 16 bytes of uuid."""
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint), ("type", ctypes.c_int), ("bytes", ctypes.c_ubyte * _HANDLE_BYTES)]
+
+
+def _handle(directory: int, path: bytes) -> bytes:
+    """What the kernel calls this file in `overlay.origin`; b"" if it has no name for it."""
+    handle, mount = _FileHandle(_HANDLE_BYTES, 0), ctypes.c_int()
+    if _libc.name_to_handle_at(directory, path, ctypes.byref(handle), ctypes.byref(mount), 0) != 0:
+        return b""
+    return bytes(handle.bytes[: handle.size])
+
+
+def _anonymous(attr: FileAttr) -> FileAttr:
+    """Without the owner, who means nothing on another machine."""
+    return FileAttr(mode=attr.mode, size=attr.size, mtime_ns=attr.mtime_ns, target=attr.target)

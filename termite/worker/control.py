@@ -1,0 +1,90 @@
+"""What the worker's daemon and its mirror processes say to each other, over a socket pair.
+
+One packet, one message; the first one, daemon to mirror, is `Start`.  The end of the socket is the
+end of the other process.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TypeVar
+
+import msgspec
+
+from termite.errors import WireError
+
+MAX_PACKET = 1 << 20
+
+
+class ControlMessage(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all."""
+
+
+class Start(ControlMessage):
+    """Everything a mirror process needs to know."""
+
+    name: str  # the worker's, for messages
+    session: bytes  # the authenticated connection's state, see wire/framing.py
+    directory: bytes  # of this mirror alone
+    store: bytes  # the content store's directory
+    store_bytes: int
+    mkbox: bytes
+    uid: int  # of the tasks
+    gid: int
+    jobs: int  # the worker's slots
+    arch: str
+    heartbeat_s: float
+    silence_limit_s: float
+    log_level: int
+
+
+class Wants(ControlMessage):
+    """Mirror -> daemon: how many slots its master has use for."""
+
+    jobs: int
+    master: str
+
+
+class Grant(ControlMessage):
+    """Daemon -> mirror."""
+
+    jobs: int
+
+
+class Stop(ControlMessage):
+    """Daemon -> mirror: end now."""
+
+    reason: str
+
+
+class Report(ControlMessage):
+    """Mirror -> daemon, now and then, for the status pages."""
+
+    tasks_running: int
+    tasks_done: int
+    json: bytes
+
+
+AnyControl = Start | Wants | Grant | Stop | Report
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyControl)
+T = TypeVar("T", bound=ControlMessage)
+
+
+def encode(message: ControlMessage) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(packet: bytes) -> AnyControl:
+    try:
+        return _decoder.decode(packet)
+    except msgspec.DecodeError as e:
+        raise WireError(f"control message: {e}") from e
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends; packets keep their boundaries."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PACKET)
+    return ours, theirs

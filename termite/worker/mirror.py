@@ -1,0 +1,436 @@
+"""A mirror process: one master's file system as its tasks see it, and the tasks.
+
+Started by the worker's daemon with an authenticated connection in its hands; ends with that
+connection or with the daemon, whichever goes first.  It lives in a mount namespace of its own, so
+when it dies, however it dies, the kernel takes its mounts away.
+
+Threads: the event loop has the connection and all state; FUSE threads block on questions to the
+master; one thread drops kernel caches, for the reason given in `mirror/fuse.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import msgspec
+
+from termite import paths
+from termite.attr.cache import AttrCache, Stale
+from termite.attr.fileattr import ABSENT, FileAttr
+from termite.errors import BoxError, Canceled, Refused, TermiteError, WireError
+from termite.mirror.box import BoxUser, Template
+from termite.mirror.fuse import Mount
+from termite.mirror.view import Owner, View
+from termite.store.local import ContentStore
+from termite.wire.framing import Session
+from termite.wire.messages import (
+    VERSION,
+    Cancel,
+    Change,
+    DirListing,
+    Done,
+    Failure,
+    Fetch,
+    Fetched,
+    FileInfo,
+    Granted,
+    Message,
+    MirrorOpened,
+    Ok,
+    OpenFile,
+    OpenMirror,
+    Output,
+    ReadDir,
+    Run,
+    Status,
+    StatusText,
+    Update,
+    Want,
+    WantStdin,
+)
+from termite.wire.rpc import Connection, FileBody, Reply
+from termite.worker import control
+from termite.worker.task import TaskRun
+
+log = logging.getLogger(__name__)
+
+QUESTION_LIMIT_S = 60.0
+"""A question about a file that takes longer fails with EIO instead of hanging the command."""
+
+RESULT_KEPT_S = 120.0
+"""How long a large result waits for the master to fetch it."""
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
+
+
+class Mirror:
+    """All of one mirror process; made once the control channel has delivered `Start`."""
+
+    def __init__(self, start: control.Start, control_socket: socket.socket, net_fd: int) -> None:
+        self.start = start
+        self.granted = 0
+        self.done = 0
+        self.ended = asyncio.Event()
+        self._control = control_socket
+        self._net_fd = net_fd
+        self._loop = asyncio.get_running_loop()
+        self._user = BoxUser(start.uid, start.gid)
+        self._store = ContentStore(start.store, start.store_bytes)
+        self._cache = AttrCache()
+        self._view: View | None = None
+        self._mount: Mount | None = None
+        self._template: Template | None = None
+        self._template_ready: asyncio.Future[None] | None = None
+        self._root = b""
+        self._tasks: dict[int, TaskRun] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
+        self._notifier = ThreadPoolExecutor(1, "notify")
+        self._cleaner = ThreadPoolExecutor(1, "clean")
+        self._serial = 0
+        self.conn: Connection
+
+    # -- requests of the master ----------------------------------------------------------------------
+
+    def handle(self, conn: Connection, message: Message, body: bytes) -> object:
+        """Dispatches one request; see `Handler` in wire/rpc.py."""
+        match message:
+            case Run():
+                return self._run(message, self._apply(message.changes))
+            case Update():
+                return self._update(message)
+            case Cancel():
+                task = self._tasks.get(message.task)
+                if task is not None:
+                    task.cancel()
+                return Ok()
+            case Fetch():
+                return self._fetch(message)
+            case Want():
+                self._tell_daemon(control.Wants(message.jobs, ""))
+                return Ok()
+            case OpenMirror():
+                return self._open(message)
+            case Status():
+                return StatusText(self.status())
+            case _:
+                return Failure("WireError", f"a mirror does not answer {type(message).__name__}")
+
+    async def _open(self, message: OpenMirror) -> Message:
+        if message.version != VERSION:
+            raise Refused(f"the master speaks protocol {message.version}, this worker {VERSION}: update the older one")
+        if self._mount is not None:
+            raise WireError("OpenMirror came twice")
+        self._root = paths.checked(message.root)
+        self._view = View(
+            self._cache,
+            self._ask_dir,
+            self._ask_file,
+            owner=Owner(message.uid, message.gid, self._user.uid, self._user.gid),
+            on_stale=self._forget_soon,
+        )
+        mountpoint = os.path.join(self.start.directory, b"mnt")
+        box_dir = os.path.join(self.start.directory, b"box")
+        for directory in (mountpoint, box_dir, os.path.join(self.start.directory, b"tasks")):
+            os.mkdir(directory, 0o755)
+        self._mount = Mount(self._view, mountpoint)
+        host = message.master.partition("@")[2].partition(":")[0]
+        await asyncio.to_thread(self._mount.start)
+        self._template = Template(self.start.mkbox, mountpoint, box_dir, self._root, self._user, host, self._net_fd)
+        await self._make_template()
+        self._tell_daemon(control.Wants(message.jobs, message.master))
+        log.info("mirror of %s is mounted", message.master)
+        return MirrorOpened(name=self.start.name, jobs=self.granted, arch=self.start.arch)
+
+    async def _make_template(self) -> None:
+        assert self._template is not None
+        template = self._template
+        await self._ask_dir_async(b"")
+        top = dict(self._cache.listing(b"") or {})
+        await asyncio.to_thread(template.build, top)
+
+    # -- questions to the master ---------------------------------------------------------------------
+
+    def _took_listing(self, path: bytes, message: Message, _body: bytes) -> None:
+        if isinstance(message, DirListing) and self._view is not None:
+            self._view.put_listing(path, message)
+
+    async def _ask_dir_async(self, path: bytes) -> None:
+        """Asks for a listing; it is in the cache when this returns, put there in the order of arrival."""
+        await self.conn.call(ReadDir(path), timeout_s=QUESTION_LIMIT_S, on_reply=partial(self._took_listing, path))
+
+    def _ask_dir(self, path: bytes) -> None:
+        """Blocking; on FUSE threads."""
+        asyncio.run_coroutine_threadsafe(self._ask_dir_async(path), self._loop).result(QUESTION_LIMIT_S + 5)
+
+    async def _ask_file_async(self, path: bytes) -> tuple[FileAttr, int]:
+        """(attributes, fd of the contents): from the store if it has them, otherwise from the master."""
+        reply = await self.conn.call(OpenFile(path), timeout_s=QUESTION_LIMIT_S)
+        info = reply.message
+        if not isinstance(info, FileInfo):
+            raise WireError(f"OpenFile was answered with {type(info).__name__}")
+        digest = info.attr.hash
+        if info.inline:
+            assert isinstance(reply.body, bytes)
+            if self._store.add(reply.body) != digest:
+                raise WireError(f"the contents of {path!r} do not have the hash that was told")
+        elif not self._store.has(digest):
+            await self._fetch_from_master(digest, path, info.attr.size)
+        return info.attr, self._store.open(digest)
+
+    async def _fetch_from_master(self, digest: bytes, path: bytes, size: int) -> None:
+        writer = self._store.writer(digest, size)
+        try:
+            await self.conn.call(Fetch(digest, path), timeout_s=None, sink=writer.write)
+            await asyncio.to_thread(writer.commit)
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _ask_file(self, path: bytes) -> tuple[FileAttr, int]:
+        """Blocking; on FUSE threads."""
+        return asyncio.run_coroutine_threadsafe(self._ask_file_async(path), self._loop).result()
+
+    # -- changes ---------------------------------------------------------------------------------------
+
+    async def _update(self, message: Update) -> Message:
+        await self._forget(message.changes, self._apply(message.changes))
+        return Ok()
+
+    def _apply(self, changes: list[Change]) -> list[Stale]:
+        """Takes news, in the order of arrival; returns what the kernel must forget."""
+        return self._view.apply(changes) if self._view is not None else []
+
+    def _forget_soon(self, stale: Sequence[Stale]) -> None:
+        """Called wherever a question's answer brought news."""
+        if self._mount is not None:
+            self._notifier.submit(self._mount.forget, stale)
+
+    async def _forget(self, changes: list[Change], stale: list[Stale]) -> None:
+        """Makes the kernel drop what it may hold; makes the template anew when the top level changed."""
+        if stale and self._mount is not None:
+            await self._loop.run_in_executor(self._notifier, self._mount.forget, stale)
+        if any(change.path and b"/" not in change.path and change.path != self._root for change in changes):
+            await self._make_template()
+
+    # -- tasks -----------------------------------------------------------------------------------------
+
+    async def _run(self, run: Run, stale: list[Stale]) -> Reply:
+        if self._template is None:
+            raise WireError("Run came before OpenMirror")
+        await self._forget(run.changes, stale)
+        self._serial += 1
+        task = TaskRun(
+            run,
+            directory=os.path.join(self.start.directory, b"tasks", b"%d" % self._serial),
+            template=self._template,
+            mkbox=self.start.mkbox,
+            user=self._user,
+            root=self._root,
+            root_attr=self._lower(self._root),
+            lower=self._lower,
+            store=self._store,
+            send=lambda message, body: self.conn.call(message, body=body, timeout_s=None),
+            stdin=partial(self._ask_stdin, run.task),
+        )
+        self._tasks[run.task] = task
+        try:
+            await self._slot()
+            try:
+                reply, reaped = await task.run()
+            finally:
+                self._leave_slot()
+            self._keep_large(reply)
+            for note in reaped.notes:
+                log.info("task %d: %s", run.task, note)
+            self.done += 1
+            return reply
+        except (BoxError, Canceled) as e:
+            log.warning("task %d: %s", run.task, e)
+            raise
+        finally:
+            del self._tasks[run.task]
+            self._cleaner.submit(task.clear)
+
+    async def _ask_stdin(self, task: int) -> bytes:
+        reply = await self.conn.call(WantStdin(task), timeout_s=None)
+        assert isinstance(reply.body, bytes)
+        return reply.body
+
+    def _lower(self, path: bytes) -> FileAttr:
+        """What stands at a path for a task that begins now; on any thread but FUSE's and the loop's if unknown."""
+        attr = self._cache.lookup(path)
+        if attr is not None:
+            return attr
+        if self._view is None:
+            return ABSENT
+        return self._view.look(path)
+
+    async def _slot(self) -> None:
+        if self._running < self.granted and not self._waiting:
+            self._running += 1
+            return
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _leave_slot(self) -> None:
+        self._running -= 1
+        self._hand_out_slots()
+
+    def _hand_out_slots(self) -> None:
+        while self._waiting and self._running < self.granted:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._running += 1
+                turn.set_result(None)
+
+    # -- results ---------------------------------------------------------------------------------------
+
+    def _keep_large(self, reply: Reply) -> None:
+        """Holds large results open until they are fetched, whatever the store's bound says."""
+        done = reply.message
+        assert isinstance(done, Done)
+        for result in done.files:
+            if result.inline_at < 0 and result.attr.hash and not result.kept and result.attr.hash not in self._results:
+                with contextlib.suppress(KeyError):
+                    self._results[result.attr.hash] = self._store.open(result.attr.hash)
+                    self._loop.call_later(RESULT_KEPT_S, self._drop_result, result.attr.hash)
+
+    def _drop_result(self, digest: bytes) -> None:
+        fd = self._results.pop(digest, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _fetch(self, message: Fetch) -> object:
+        held = self._results.get(message.hash)
+        try:
+            fd = os.dup(held) if held is not None else self._store.open(message.hash)
+        except KeyError:
+            return Failure("Refused", f"contents {message.hash.hex()[:16]} are not in this worker's store")
+        size = os.fstat(fd).st_size
+        if message.offset > size:
+            os.close(fd)
+            return Failure("Refused", "the offset lies behind the end")
+        return Reply(Fetched(size), FileBody(fd, message.offset, size - message.offset))
+
+    # -- the daemon --------------------------------------------------------------------------------------
+
+    def _tell_daemon(self, message: control.ControlMessage) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(control.encode(message))
+
+    def on_control(self) -> None:
+        """A packet from the daemon, or its end."""
+        try:
+            packet = self._control.recv(control.MAX_PACKET)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self.ended.set()
+            return
+        message = control.decode(packet)
+        if isinstance(message, control.Grant):
+            self.granted = message.jobs
+            self._hand_out_slots()
+            self.conn.notify(Granted(message.jobs))
+        elif isinstance(message, control.Stop):
+            log.info("told to end: %s", message.reason)
+            self.ended.set()
+
+    def status(self) -> bytes:
+        counters = self._view.counters.as_dict() if self._view is not None else {}
+        return msgspec.json.encode(
+            {"granted": self.granted, "running": self._running, "done": self.done, "fuse": counters}
+        )
+
+    async def close(self) -> None:
+        """Kills the tasks, unmounts, removes the directory; nothing is left."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await self.conn.close("the mirror ends")
+        if self._template is not None:
+            self._template.close()
+        self._notifier.shutdown(wait=False, cancel_futures=True)
+        if self._mount is not None:
+            await asyncio.to_thread(self._mount.stop)
+        for digest in list(self._results):
+            self._drop_result(digest)
+        self._cleaner.shutdown(wait=True)
+        await asyncio.to_thread(shutil.rmtree, self.start.directory, True)
+
+
+def own_namespace() -> None:
+    """Puts this process into a mount namespace of its own and ties its life to its parent's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
+        code = ctypes.get_errno()
+        raise BoxError(f"cannot make a mount namespace: {os.strerror(code)}; run the worker as root")
+    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+async def serve(start: control.Start, connection: socket.socket, control_socket: socket.socket, net_fd: int) -> None:
+    """Lives until the master or the daemon goes."""
+    loop = asyncio.get_running_loop()
+    mirror = Mirror(start, control_socket, net_fd)
+    connection.setblocking(False)
+    control_socket.setblocking(False)
+    mirror.conn = await Connection.from_socket(
+        connection,
+        Session.restore(start.session),
+        mirror.handle,
+        name="the master",
+        heartbeat_s=start.heartbeat_s,
+        silence_limit_s=start.silence_limit_s,
+    )
+    loop.add_reader(control_socket, mirror.on_control)
+    lost = loop.create_task(mirror.conn.wait_closed())
+    ended = loop.create_task(mirror.ended.wait())
+    await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        log.info("the master is gone: %s", mirror.conn.close_reason)
+    loop.remove_reader(control_socket)
+    lost.cancel()
+    ended.cancel()
+    await mirror.close()
+
+
+def main() -> None:
+    """`python -m termite.worker.mirror CONNECTION_FD CONTROL_FD NETWORK_FD`, by the daemon only."""
+    own_namespace()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    control_socket = socket.socket(fileno=int(sys.argv[2]))
+    start = control.decode(control_socket.recv(control.MAX_PACKET))
+    if not isinstance(start, control.Start):
+        raise SystemExit("the first control message must be Start")
+    logging.basicConfig(
+        level=start.log_level,
+        format=f"%(asctime)s mirror {os.path.basename(start.directory).decode()} %(levelname)s %(message)s",
+    )
+    try:
+        asyncio.run(serve(start, connection, control_socket, int(sys.argv[3])))
+    except TermiteError as e:
+        log.error("%s", e)
+        raise SystemExit(e.exit_status) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""Runs one command in a box and tells what it changed.
+
+Starts mkbox, passes its output on while it runs, waits for its end through a pidfd, reaps the
+overlay.  A task that is cancelled kills its box.  Loop only; reaping and clearing up happen on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import stat
+import struct
+import time
+from collections.abc import Awaitable, Callable
+
+from termite.errors import BoxError, Canceled
+from termite.mirror.box import BoxUser, Template, box_environment
+from termite.mirror.overlay import Reaped, reap
+from termite.attr.fileattr import FileAttr
+from termite.store.local import ContentStore
+from termite.wire.messages import Done, Output, Run
+from termite.wire.rpc import Reply
+
+log = logging.getLogger(__name__)
+
+PIECE = 256 << 10
+BACKLOG_BYTES = 4 << 20
+"""A command that writes faster than its output is taken waits, once this much is waiting."""
+
+STREAM_AFTER_S = 0.3
+"""Output older than this is passed on while the command still runs."""
+
+FINAL_BYTES = 1 << 20
+"""Up to this much output travels with the answer itself."""
+
+_STATUS = struct.Struct("<iQ")
+
+Send = Callable[[Output, bytes], Awaitable[object]]
+Stdin = Callable[[], Awaitable[bytes]]
+
+
+class Stream:
+    """One of a command's output pipes."""
+
+    def __init__(self, number: int, task: TaskRun) -> None:
+        self.number = number
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_fd, False)
+        self.waiting = bytearray()
+        self._task = task
+        self._watched = False
+
+    def watch(self) -> None:
+        """Begins to read; the writing end now belongs to the command alone."""
+        os.close(self.write_fd)
+        self.write_fd = -1
+        self.resume()
+
+    def resume(self) -> None:
+        if not self._watched and self.read_fd >= 0:
+            asyncio.get_running_loop().add_reader(self.read_fd, self._readable)
+            self._watched = True
+
+    def pause(self) -> None:
+        if self._watched:
+            asyncio.get_running_loop().remove_reader(self.read_fd)
+            self._watched = False
+
+    def _readable(self) -> None:
+        try:
+            piece = os.read(self.read_fd, PIECE)
+        except BlockingIOError:
+            return
+        if not piece:
+            self.pause()
+            return
+        self.waiting += piece
+        self._task.output_waits()
+        if len(self.waiting) >= BACKLOG_BYTES:
+            self.pause()
+
+    def drain(self) -> None:
+        """Everything that is left, once nobody writes any more."""
+        self.pause()
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.read_fd, PIECE):
+                self.waiting += piece
+        self.close()
+
+    def close(self) -> None:
+        self.pause()
+        for fd in (self.read_fd, self.write_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.read_fd = self.write_fd = -1
+
+
+class TaskRun:
+    """One run; `run` may be called once."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        directory: bytes,
+        template: Template,
+        mkbox: bytes,
+        user: BoxUser,
+        root: bytes,
+        root_attr: FileAttr,
+        lower: Callable[[bytes], FileAttr],
+        store: ContentStore,
+        send: Send,
+        stdin: Stdin,
+    ) -> None:
+        self.request = run
+        self._directory = directory
+        self._template = template
+        self._mkbox = mkbox
+        self._user = user
+        self._root = root
+        self._root_attr = root_attr
+        self._lower = lower
+        self._store = store
+        self._send = send
+        self._stdin = stdin
+        self._streams: list[Stream] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._stream_timer: asyncio.TimerHandle | None = None
+        self._feeder: asyncio.Task[None] | None = None
+        self._pid = 0
+        self._cancelled = False
+        self.command = b" ".join(run.argv)[:200]
+        self.started = time.time()
+
+    async def run(self) -> tuple[Reply, Reaped]:
+        """The answer to `Run`, and what was reaped; BoxError if the command was never started."""
+        self._make_directory()
+        started_ns = time.time_ns()
+        status, cpu_us = await self._run_box()
+        ended_ns = time.time_ns()
+        reaped = await self._reap()
+        await self._finish_output()
+        out, err = self._rest(1), self._rest(2)
+        done = Done(
+            status=status,
+            files=reaped.files,
+            stdout_len=len(out),
+            stderr_len=len(err),
+            started_ns=started_ns,
+            ended_ns=ended_ns,
+            cpu_us=cpu_us,
+        )
+        return Reply(done, b"".join((reaped.body, out, err))), reaped
+
+    def cancel(self) -> None:
+        """Ends the command now, with everything it started."""
+        self._cancelled = True
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    # -- before ----------------------------------------------------------------------------------------
+
+    def _make_directory(self) -> None:
+        """The overlay's directories; the upper one stands for the writable root, so it looks like it."""
+        upper = os.path.join(self._directory, b"u")
+        try:
+            os.mkdir(self._directory, 0o755)
+            os.mkdir(upper, 0o755)
+            os.mkdir(os.path.join(self._directory, b"w"), 0o755)
+            os.chown(upper, self._user.uid, self._user.gid)
+            os.chmod(upper, stat.S_IMODE(self._root_attr.mode))
+            os.utime(upper, ns=(self._root_attr.mtime_ns, self._root_attr.mtime_ns))
+        except OSError as e:
+            raise BoxError(f"cannot make a task directory in {os.fsdecode(self._directory)}: {e.strerror}") from e
+
+    def _spawn(self, stdin_fd: int, status_fd: int, error_fd: int) -> None:
+        run = self.request
+        env_fd = os.memfd_create("environment", 0)
+        task_dir_fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.write(env_fd, box_environment(run.env, self._root))
+            for fd in (task_dir_fd, status_fd, error_fd):
+                os.set_inheritable(fd, True)
+            argv = self._template.task_argv(
+                task_dir_fd=task_dir_fd,
+                env_fd=env_fd,
+                status_fd=status_fd,
+                error_fd=error_fd,
+                cwd=run.cwd,
+                umask=run.umask,
+                program=run.program,
+            )
+            out = self._streams[0].write_fd
+            err = self._streams[-1].write_fd
+            self._pid = os.posix_spawn(
+                self._mkbox,
+                [*argv, *run.argv],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, stdin_fd, 0),
+                    (os.POSIX_SPAWN_DUP2, out, 1),
+                    (os.POSIX_SPAWN_DUP2, err, 2),
+                ],
+                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+            )
+        except OSError as e:
+            raise BoxError(f"cannot start {os.fsdecode(self._mkbox)}: {e.strerror}") from e
+        finally:
+            os.close(env_fd)
+            os.close(task_dir_fd)
+
+    # -- during ----------------------------------------------------------------------------------------
+
+    async def _run_box(self) -> tuple[int, int]:
+        """(raw wait status, CPU microseconds) of the command."""
+        if self._cancelled:
+            raise Canceled("cancelled before it started")
+        self._streams = [Stream(1, self)] if self.request.merged else [Stream(1, self), Stream(2, self)]
+        status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        error_read, error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        stdin_read, stdin_write = self._open_stdin()
+        try:
+            self._spawn(stdin_read, status_write, error_write)
+            for fd in (status_write, error_write, stdin_read):
+                os.close(fd)
+            status_write = error_write = stdin_read = -1
+            for stream in self._streams:
+                stream.watch()
+            if stdin_write >= 0:
+                self._feeder = asyncio.get_running_loop().create_task(self._feed(stdin_write))
+            await self._ended()
+            return self._outcome(status_read, error_read)
+        except BaseException:
+            for stream in self._streams:
+                stream.close()
+            raise
+        finally:
+            if self._feeder is not None:
+                self._feeder.cancel()
+            for fd in (status_read, status_write, error_read, error_write, stdin_read):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _open_stdin(self) -> tuple[int, int]:
+        """(the command's stdin, our end of it or -1)."""
+        if self.request.stdin:
+            return os.pipe2(os.O_CLOEXEC)
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+
+    async def _feed(self, fd: int) -> None:
+        """Passes the caller's stdin on, piece by piece, as fast as the command takes it."""
+        os.set_blocking(fd, False)
+        loop = asyncio.get_running_loop()
+        try:
+            while piece := await self._stdin():
+                while piece:
+                    try:
+                        piece = piece[os.write(fd, piece) :]
+                    except BlockingIOError:
+                        writable = loop.create_future()
+                        loop.add_writer(fd, lambda f=writable: f.done() or f.set_result(None))
+                        try:
+                            await writable
+                        finally:
+                            loop.remove_writer(fd)
+        except BrokenPipeError:
+            pass  # the command does not want more
+        finally:
+            os.close(fd)
+
+    async def _ended(self) -> None:
+        """Returns when mkbox has ended, and with it everything in the box."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self._pid)
+        ended: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        try:
+            await ended
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            os.waitpid(self._pid, 0)  # at once, or within the time a killed box takes to die
+            self._pid = 0
+
+    def _outcome(self, status_fd: int, error_fd: int) -> tuple[int, int]:
+        try:
+            raw = os.read(status_fd, _STATUS.size)
+        except BlockingIOError:
+            raw = b""
+        if self._cancelled:
+            raise Canceled("cancelled")
+        if len(raw) == _STATUS.size:
+            status, cpu_us = _STATUS.unpack(raw)
+            return status, cpu_us
+        try:
+            text = os.read(error_fd, 4096).decode("utf-8", "replace").strip()
+        except BlockingIOError:
+            text = ""
+        raise BoxError(text or "the box ended without telling its command's status (killed? out of memory?)")
+
+    # -- output ----------------------------------------------------------------------------------------
+
+    def output_waits(self) -> None:
+        """Called whenever output has been read: sends it now if there is much, soon if there is little."""
+        if self._pump is not None:
+            return
+        if any(len(s.waiting) >= PIECE for s in self._streams):
+            self._start_pump()
+        elif self._stream_timer is None:
+            self._stream_timer = asyncio.get_running_loop().call_later(STREAM_AFTER_S, self._start_pump)
+
+    def _start_pump(self) -> None:
+        self._stop_timer()
+        if self._pump is None and self._pid:
+            self._pump = asyncio.get_running_loop().create_task(self._send_waiting())
+
+    def _stop_timer(self) -> None:
+        if self._stream_timer is not None:
+            self._stream_timer.cancel()
+            self._stream_timer = None
+
+    async def _send_waiting(self, leave: int = 0) -> None:
+        """Sends what waits, one piece at a time, until at most `leave` bytes of each stream are left."""
+        try:
+            while stream := next((s for s in self._streams if len(s.waiting) > leave), None):
+                piece = bytes(stream.waiting[:PIECE])
+                del stream.waiting[: len(piece)]
+                await self._send(Output(self.request.task, stream.number), piece)
+                if self._pid and len(stream.waiting) < BACKLOG_BYTES:
+                    stream.resume()
+        finally:
+            self._pump = None
+
+    async def _finish_output(self) -> None:
+        self._stop_timer()
+        if self._pump is not None:
+            await self._pump
+        for stream in self._streams:
+            stream.drain()
+        if any(len(s.waiting) > FINAL_BYTES for s in self._streams):
+            await self._send_waiting(FINAL_BYTES)
+
+    def _rest(self, number: int) -> bytes:
+        return next((bytes(s.waiting) for s in self._streams if s.number == number), b"")
+
+    # -- after -----------------------------------------------------------------------------------------
+
+    async def _reap(self) -> Reaped:
+        upper = os.path.join(self._directory, b"u")
+        lower_fd = self._template.lower_fd
+        return await asyncio.to_thread(reap, upper, self._root, self._lower, self._store, lower_fd=lower_fd)
+
+    def clear(self) -> None:
+        """Removes the task's directory; on any thread."""
+        shutil.rmtree(self._directory, ignore_errors=True)
