@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, Signature, attr_of, signature_of
 from termite.errors import PathError, PrivateError, Refused
+from termite.master.staging import TEMP_PREFIX
 from termite.wire.messages import Change, DirListing
 
 INLINE_BYTES = 128 << 10
@@ -31,8 +32,11 @@ SMALL_HASH_BYTES = 1 << 20
 _RACY_NS = 20_000_000
 """A file hashed this soon after its last change may change again with no visible difference."""
 
-ALWAYS_EXCLUDED = (b"proc", b"sys", b"dev", b"tmp", b"var/tmp")
+BOX_OWN = (b"proc", b"sys", b"dev", b"tmp", b"var/tmp")
 """Every box has its own of these."""
+
+SECRETS = (b"etc/shadow", b"etc/shadow-", b"etc/gshadow", b"etc/gshadow-", b"etc/sudoers")
+"""Group permission or not: a master that runs as root must not hand these out."""
 
 
 class Export:
@@ -44,7 +48,7 @@ class Export:
 
     def __init__(self, writable_root: bytes, exclude: Sequence[bytes] = ()) -> None:
         self.writable_root = paths.checked(writable_root)
-        self._exclude = [paths.checked(e) for e in (*ALWAYS_EXCLUDED, *exclude)]
+        self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
         self._hashes: dict[bytes, tuple[Signature, bytes, int]] = {}  # path -> signature, hash, when (ns)
@@ -106,6 +110,8 @@ class Export:
         check_excluded = any(paths.is_inside(e, path) for e in self._exclude)
         with os.scandir(paths.absolute(path)) as scan:
             for entry in scan:
+                if entry.name.startswith(TEMP_PREFIX):
+                    continue
                 child = paths.join(path, entry.name)
                 try:
                     st = entry.stat(follow_symlinks=False)

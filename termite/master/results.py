@@ -11,7 +11,7 @@ import logging
 import stat
 from collections.abc import Callable
 
-from termite.errors import PathError
+from termite.errors import PathError, ReplayError
 from termite.master.export import Export
 from termite.master.link import MirrorLink
 from termite.master.replay import Content, Replayer, Span, Staged
@@ -80,10 +80,14 @@ class Results:
     ) -> None:
         async with self._lock:
             inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
-            if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
-                replayed = self._replayer.apply(done.files, contents, span)
-            else:
-                replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
+            try:
+                if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
+                    replayed = self._replayer.apply(done.files, contents, span)
+                else:
+                    replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
+            except ReplayError:
+                tell(self._export.note([r.path for r in done.files], {}))  # some may be new, some old
+                raise
             hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
             tell(self._export.note(replayed.changed, hashes))
         self.files += len(done.files)

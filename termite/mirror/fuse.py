@@ -96,7 +96,8 @@ class Callbacks:
     def _fill(self, address: int, attr: FileAttr) -> None:
         st = self._stat.from_address(address)  # libfuse has zeroed it
         st.st_mode = attr.mode
-        st.st_nlink = attr.nlink
+        # One for files: overlay marks a copied-up file with its origin only then, see overlay.py.
+        st.st_nlink = attr.nlink if attr.is_dir() else 1
         st.st_uid = attr.uid
         st.st_gid = attr.gid
         st.st_size = size = attr.size

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -242,7 +243,7 @@ class Mirror:
             mkbox=self.start.mkbox,
             user=self._user,
             root=self._root,
-            root_attr=self._lower(self._root),
+            root_attr=self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755),
             lower=self._lower,
             store=self._store,
             send=lambda message, body: self.conn.call(message, body=body, timeout_s=None),
@@ -273,13 +274,12 @@ class Mirror:
         return reply.body
 
     def _lower(self, path: bytes) -> FileAttr:
-        """What stands at a path for a task that begins now; on any thread but FUSE's and the loop's if unknown."""
+        """What stands at a path beneath the overlays, as the master has it; asks if need be, so not on the loop."""
         attr = self._cache.lookup(path)
-        if attr is not None:
-            return attr
-        if self._view is None:
-            return ABSENT
-        return self._view.look(path)
+        if attr is None and self._view is not None:
+            self._view.look(path)
+            attr = self._cache.lookup(path)
+        return attr if attr is not None else ABSENT
 
     async def _slot(self) -> None:
         if self._running < self.granted and not self._waiting:

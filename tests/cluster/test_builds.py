@@ -19,7 +19,7 @@ BUILD_LIMIT_S = 900
 PROJECTS = {
     # name: (Debian source package, version, configure command, arguments of make, a file to touch)
     "lua": ("lua5.4", "5.4", "true", ["-C", "src", "linux", "MYLIBS=-lm"], "src/lua.h"),
-    "make": ("make-dfsg", "4.3", "./configure --disable-dependency-tracking", [], "src/filedef.h"),
+    "make": ("make-dfsg", "4.3", "autoreconf -fi && ./configure", [], "src/filedef.h"),
     "coreutils": (
         "coreutils", "9.1", "FORCE_UNSAFE_CONFIGURE=1 ./configure --disable-nls", [], "src/system.h",
     ),

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -440,6 +441,74 @@ def test_readers_see_only_whole_versions_once_told(mirror: Mounted) -> None:
         assert all(reader.result(20) for reader in readers)
 
 
+def change_at_random(master: FakeMaster, random: Random) -> tuple[bytes, list[bytes]]:
+    """Do anything to a name; that name, and what there is to tell."""
+    directory = b"r%d" % random.randrange(2)
+    path = directory + b"/n%d" % random.randrange(4)
+    told = [path]
+    if directory not in master.attrs:
+        master.directory(directory)
+        told = [directory, path]
+    match random.randrange(5):
+        case 0:
+            master.remove(path)
+        case 1:
+            master.remove(path)
+            master.directory(path)
+            master.file(path + b"/x", b"x")
+        case 2:
+            master.remove(path)
+            master.link(path, b"n0" * random.randrange(1, 9))
+        case 3:
+            master.remove(directory)
+            return path, [directory]
+        case _:
+            master.remove(path)
+            master.file(path, random.randbytes(random.randrange(9)))
+    return path, told
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_changes_under_readers_is_seen_as_it_is(mirror: Mounted, seed: int) -> None:
+    master, random, done = mirror.master, Random(seed), threading.Event()
+    notifier = ThreadPoolExecutor(1)
+    master.view._on_stale = lambda stale: notifier.submit(mirror.mount.forget, stale) and None
+
+    def read(seed: int) -> None:
+        random = Random(seed)
+        while not done.is_set():
+            path = mirror.path(b"r%d/n%d" % (random.randrange(2), random.randrange(4)))
+            with contextlib.suppress(OSError):
+                os.lstat(path)
+                os.listdir(os.path.dirname(path))
+                os.readlink(path) if os.path.islink(path) else Path(os.fsdecode(path)).read_bytes()
+
+    readers = [threading.Thread(target=read, args=(seed * 10 + number,)) for number in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(60):
+            path, told = change_at_random(master, random)
+            # Behind what the view itself has handed to that thread, as for a task that begins now.
+            notifier.submit(mirror.mount.forget, master.tell(*told)).result(20)
+            attr = master.attrs.get(path)
+            assert mirror.exists(path) == (attr is not None)
+            if attr is None:
+                continue
+            assert mirror.stat(path).st_mode == attr.mode
+            if attr.is_symlink():
+                assert mirror.readlink(path) == attr.target
+            elif attr.is_dir():
+                assert os.listdir(mirror.path(path)) == [b"x"]
+            else:
+                assert mirror.read(path) == master.contents[path]
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join(20)
+        notifier.shutdown()
+
+
 # -- failures -------------------------------------------------------------------------------------------
 
 
@@ -494,6 +563,32 @@ def test_stopping_ends_it_whoever_still_uses_it(mirror: Mounted, tmp_path: Path)
         mirror.mount.stop()
     finally:
         os.close(fd)
+
+
+def test_stopping_does_not_wait_for_ever_for_a_question(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    master = FakeMaster()
+    asked, go = threading.Event(), threading.Event()
+
+    def slow(path: bytes) -> None:
+        asked.set()
+        go.wait(20)
+
+    master.before_dir = slow
+    (tmp_path / "mnt").mkdir()
+    mirror = Mounted(master, os.fsencode(tmp_path / "mnt"))
+    mirror.mount.start()
+    threads = list(mirror.mount._threads)
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(mirror.exists, b"f")
+        assert asked.wait(20)
+        mirror.mount.stop(limit_s=0.1)
+        assert "still busy" in caplog.text
+        assert looking.result(20) is False, "whoever hung in the mount is free"
+        assert mounts_below(tmp_path) == []
+        go.set()
+    for thread in threads:
+        thread.join(20)
+    assert fuse_threads() == []
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:

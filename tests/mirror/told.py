@@ -29,7 +29,7 @@ class FakeMaster:
         self.before_file: Callable[[bytes], None] = lambda path: None
         self.before_file_answer: Callable[[bytes], None] = lambda path: None
         self._clock = 10**18
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # also keeps answers and news in order, as a connection does
         self.view = View(
             AttrCache(),
             self.ask_dir,
@@ -78,7 +78,8 @@ class FakeMaster:
                 for p, a in self.attrs.items()
                 if p and p.startswith(prefix) and b"/" not in p[len(prefix) :]
             }
-        self.view.put_listing(path, DirListing(True, attr, entries) if attr.is_dir() else DirListing(False, ABSENT))
+            answer = DirListing(True, attr, entries) if attr.is_dir() else DirListing(False, ABSENT)
+            self.view.put_listing(path, answer)
 
     def ask_file(self, path: bytes) -> tuple[FileAttr, int]:
         self.questions[b"file " + path] += 1
@@ -95,7 +96,8 @@ class FakeMaster:
 
     def tell(self, *paths: bytes) -> list[Stale]:
         """News about these paths reaches the view; what the kernel must forget."""
-        return self.view.apply([Change(path, self.attrs.get(path, ABSENT)) for path in paths])
+        with self._lock:
+            return self.view.apply([Change(path, self.attrs.get(path, ABSENT)) for path in paths])
 
 
 def ids() -> Owner:
