@@ -40,7 +40,7 @@ static const char HELP[] =
     "\n"
     "To the master itself:\n"
     "  -refresh            look again at files that were changed behind its back\n"
-    "  -inspect FILE...    say what it knows about these files\n"
+    "  -inspect FILE...    say what it knows about these files; without any, about itself (JSON)\n"
     "  -shutdown           end it\n"
     "\n"
     "Before any of these:\n"
@@ -176,7 +176,6 @@ static struct order parse(char **args) {
             parse_program(args + 1, &request);
             return (struct order){request, true};
         } else if (own_flag(arg, "inspect")) {
-            if (!args[1]) wrong("a file is missing after ", arg);
             request.kind = REQUEST_INSPECT;
             request.argv = args + 1;
             return (struct order){request, false};

@@ -13,6 +13,7 @@ that lost a race has simply looked a moment earlier.
 
 from __future__ import annotations
 
+import enum
 import stat
 import threading
 from collections.abc import Iterable
@@ -42,12 +43,21 @@ class Told(Protocol):
     def attr(self) -> FileAttr: ...
 
 
+class What(enum.Enum):
+    """In which way a copy of a name is out of date."""
+
+    ATTRIBUTES = "attributes"  # of the same file or directory, with the same contents
+    CONTENTS = "contents"  # of the same file, and its attributes
+    TARGET = "target"  # of a link, which still is one
+    NEW = "new"  # there was nothing
+    GONE = "gone"  # what was there is not there any more, and perhaps something of another type is
+
+
 class Stale(NamedTuple):
-    """A path whose copies elsewhere are out of date; its attributes always are."""
+    """A path whose copies elsewhere are out of date."""
 
     path: bytes
-    entry: bool  # the name itself: it appeared, vanished, or is another type of file or another link
-    content: bool  # what was read from the old file (or link) must not be read again
+    what: What
 
 
 class AttrCache:
@@ -132,7 +142,7 @@ class AttrCache:
     def _set(self, path: bytes, attr: FileAttr) -> list[Stale]:
         if not path:
             old, self._root = self._root, attr
-            return [] if old is None or old == attr else [Stale(path, False, False)]
+            return [] if old is None or old == attr else [Stale(path, What.ATTRIBUTES)]
         directory, name = paths.split(path)
         listing = self._dirs.get(directory)
         if listing is None:
@@ -207,6 +217,11 @@ class AttrCache:
 
 def staleness(path: bytes, old: FileAttr, new: FileAttr) -> Stale:
     """What no longer holds for those who were told `old`."""
-    entry = stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode) or old.target != new.target
-    same = old.is_dir() or not old.exists() or (not entry and old.hash == new.hash != b"" and old.size == new.size)
-    return Stale(path, entry, content=not same)
+    if not old.exists():
+        return Stale(path, What.NEW)
+    if stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
+        return Stale(path, What.GONE)
+    if old.target != new.target:
+        return Stale(path, What.TARGET)
+    same = not old.is_regular() or (old.hash == new.hash != b"" and old.size == new.size)
+    return Stale(path, What.ATTRIBUTES if same else What.CONTENTS)

@@ -33,9 +33,15 @@ def prepare(argv: Sequence[str]) -> Job:
     coordinators = flags.texts(
         "coordinator", "who knows the workers; without it $TERMITE_COORDINATOR, else localhost:1233", "HOST:PORT"
     )
-    jobs = flags.integer("jobs", 2 * (os.cpu_count() or 1), "commands to have on workers at once", 1, 65536, shown="twice the cores")
-    socket = flags.text("socket", "", "where termite-make and its commands find this master", "FILE", "./.termite-socket")
-    exclude = flags.texts("exclude", "never show this directory to workers (/proc, /sys, /dev, /tmp, /var/tmp never are)", "DIR")
+    jobs = flags.integer(
+        "jobs", 2 * (os.cpu_count() or 1), "commands to have on workers at once", 1, 65536, shown="twice the cores"
+    )
+    socket = flags.text(
+        "socket", "", "where termite-make and its commands find this master", "FILE", "./.termite-socket"
+    )
+    exclude = flags.texts(
+        "exclude", "never show this directory to workers (/proc, /sys, /dev, /tmp, /var/tmp never are)", "DIR"
+    )
     retry = flags.integer("retry", 3, "how often a command that was lost with its worker is tried again", 0, 100)
     keepalive = flags.duration("time.keepalive", "60s", "give a worker's slots back after this long without work", 0.1)
     fallback = flags.choice(

@@ -190,7 +190,9 @@ def run_session(args: list[str]) -> int:
             daemons.start_coordinator()
             daemons.start_worker(cores)
         daemons.start_master(root, jobs)
-        return _run([program(f"termite-{args[0]}"), *args[1:]], {**os.environ, "TERMITE_SOCKET": f"{root}/.termite-socket"})
+        return _run(
+            [program(f"termite-{args[0]}"), *args[1:]], {**os.environ, "TERMITE_SOCKET": f"{root}/.termite-socket"}
+        )
     finally:
         daemons.stop()
 

@@ -48,7 +48,9 @@ def prepare(argv: Sequence[str]) -> Job:
     cachesize = flags.size("cachesize", "10G", "how much of them at most", 1 << 20)
     tmpdir = flags.text("tmpdir", "/var/tmp", "where mirrors and running commands have their directories", "DIR")
     user = flags.text("user", "nobody", "user that the commands run as; never root", "NAME")
-    mkbox = flags.text("mkbox_path", "", "the program that makes the boxes", "FILE", "termite-mkbox beside this program")
+    mkbox = flags.text(
+        "mkbox_path", "", "the program that makes the boxes", "FILE", "termite-mkbox beside this program"
+    )
     port_file = flags.text("port-file", "", "write the address that is listened on to this file once it is", "FILE")
     silence = flags.duration(
         "time.silence", f"{SILENCE_LIMIT_S:g}s", "a master that sends nothing for this long is lost", 0.1, 3600

@@ -15,6 +15,7 @@ import stat
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -72,7 +73,7 @@ def check_root(root: bytes) -> None:
         if st.st_mode & 0o077 == 0:
             shown = paths.for_people(paths.absolute(path))
             raise UsageError(
-                f"the directory {shown} is private (mode {stat.S_IMODE(st.st_mode):04o}), and workers never see what is "
+                f"the directory {shown} is private (mode {stat.S_IMODE(st.st_mode):04o}); workers never see what is "
                 f"private; run `chmod go+x {shown}` or build elsewhere"
             )
 
@@ -133,7 +134,7 @@ class Master:
                 self.options.key,
                 Purpose.MASTER_SUBSCRIBE,
                 Subscribe(master=self.name),
-                on_workers=lambda infos, index=index: self._on_workers(index, infos),
+                partial(self._on_workers, index),
             )
             self._links.append(link)
             link.start()
@@ -178,6 +179,9 @@ class Master:
                 caller.exit_status(0)
                 log.info("told to shut down by pid %d", caller.pid)
                 self.stopped.set()
+            case Kind.INSPECT if not request.argv:
+                caller.output(1, self.status() + b"\n")
+                caller.exit_status(0)
             case Kind.INSPECT:
                 for name in request.argv:
                     caller.output(1, self._inspect(os.path.join(request.cwd, name)).encode() + b"\n")
@@ -253,7 +257,9 @@ class Master:
         await self._fresh()
         started = time.monotonic()
         done = await self.dispatcher.run(task)
-        log.debug("task %d: status %d, %.1f ms: %s", task.id, done.status, (time.monotonic() - started) * 1e3, task.label())
+        log.debug(
+            "task %d: status %d, %.1f ms: %s", task.id, done.status, (time.monotonic() - started) * 1e3, task.label()
+        )
         return done.status
 
     async def _without_worker(self, task: Task, reason: str) -> None:
@@ -344,5 +350,3 @@ class Master:
 
 def _user() -> str:
     return os.environ.get("USER") or str(os.getuid())
-
-

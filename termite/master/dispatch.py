@@ -14,7 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from termite.errors import AuthError, BoxError, Canceled, MountError, NoWorker, PeerLost, Refused, StoreError, TermiteError
+from termite.errors import (
+    AuthError,
+    BoxError,
+    Canceled,
+    MountError,
+    NoWorker,
+    PeerLost,
+    Refused,
+    StoreError,
+    TermiteError,
+)
 from termite.master.export import Export
 from termite.master.link import MirrorLink
 from termite.master.pool import Pool

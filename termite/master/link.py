@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from termite import paths
 from termite.attr.fileattr import FileAttr, signature_of
@@ -41,7 +41,7 @@ from termite.wire.messages import (
     WantStdin,
     WorkerInfo,
 )
-from termite.wire.rpc import Connection, FileBody, Reply
+from termite.wire.rpc import Connection, FileBody, Reply, Result
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class MirrorLink:
         task = self.tasks.get(message.task)
         return Reply(Ok(), await task.read_stdin() if task is not None else b"")
 
-    def _handle(self, conn: Connection, message: Message, body: bytes) -> object:
+    def _handle(self, conn: Connection, message: Message, body: bytes) -> Result | Awaitable[Result]:
         match message:
             case ReadDir():
                 return self._export.read_dir(message.path)
@@ -213,7 +213,7 @@ class MirrorLink:
             case _:
                 return Failure("WireError", f"a master does not answer {type(message).__name__}")
 
-    def _open_file(self, path: bytes) -> object:
+    def _open_file(self, path: bytes) -> Result | Awaitable[Result]:
         try:
             fd, st = self._export.open_for_reading(path)
         except (OSError, PathError, PrivateError) as e:
@@ -257,7 +257,7 @@ class MirrorLink:
             os.close(fd)
         return Failure("Refused", f"{paths.for_people(paths.absolute(path))} keeps changing while it is read")
 
-    def _fetch(self, message: Fetch) -> object:
+    def _fetch(self, message: Fetch) -> Result:
         """Contents by hash: only of a file that was hashed and has not changed since."""
         path = message.path or self._export.path_of(message.hash)
         if path is None:

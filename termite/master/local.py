@@ -83,11 +83,11 @@ class Caller(asyncio.Protocol):
         self._wanted = _HEAD.size
         self._request_seen = False
         self._task: asyncio.Task[None] | None = None
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], object] | None = None
         self.gone = False
         self.finished = False
         self.pid = 0
-        self.transport: asyncio.Transport
+        self.transport = cast(asyncio.Transport, None)  # from connection_made on
 
     # -- asyncio.Protocol ----------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class Caller(asyncio.Protocol):
         self.pid, uid, _ = struct.unpack("3i", raw)
         if uid not in (0, self._server.uid):
             log.warning("refused a wrapper of uid %d (pid %d)", uid, self.pid)
-            transport.abort()
+            self.transport.abort()
             return
         self._server.callers.add(self)
 

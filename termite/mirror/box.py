@@ -81,7 +81,8 @@ class Template:
         try:
             if _read_line(process.stdout.fileno(), _TEMPLATE_LIMIT_S) != b"ready\n":
                 process.kill()
-                raise BoxError(f"the box template cannot be made: {process.stderr.read().decode('utf-8', 'replace').strip()}")
+                reason = process.stderr.read().decode("utf-8", "replace").strip()
+                raise BoxError(f"the box template cannot be made: {reason}")
             mnt_fd = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             lower_fd = os.open(os.path.join(self._mountpoint, self._root), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         finally:

@@ -10,21 +10,32 @@ the view before this is called, so whatever the kernel looks up from then on is 
 either the one that holds the old copy, or needs nothing.  libfuse never uses an id twice, so one that
 the kernel has dropped meanwhile does no harm.
 
-The kernel's answers (ENOENT: it held nothing) are of no interest.
+What is gone must be gone for libfuse too.  Somebody may still be in a directory that was removed (a
+working directory, an overlay that looked into it), so that the kernel keeps it with the names it holds.
+If libfuse gave a new directory of that name the same id, the kernel would take the old one out of the
+drawer, old names included.  So libfuse is made to believe that it was asked for an RMDIR, its only way
+to forget a name; the answer goes to /dev/null.
+
+The kernel's own answers (ENOENT: it held nothing) are of no interest.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import stat
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from termite import paths
-from termite.attr.cache import Stale
+from termite.attr.cache import Stale, What
+from termite.mirror.greeting import IN_HEADER
+
+_RMDIR = 11
 
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x100, 0x800, 0x1000, 0x4000
+_HERE = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
 _STATX_TYPE, _STATX_INO = 0x1, 0x100
 _STATX_RESULT = struct.Struct("=28xH2xQ216x")  # of struct statx: mode, ino
 
@@ -36,59 +47,79 @@ class Node(NamedTuple):
     is_link: bool
 
 
-def _declared_statx() -> Any:
-    statx = ctypes.CDLL(None).statx
-    statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-    return statx
+class Forgetter:
+    """For one mount, until `close`; one call at a time."""
 
+    def __init__(self, lib: Any, session: int, channel: int, mountpoint: bytes) -> None:
+        self._lib = lib
+        self._session = session
+        self._channel = channel
+        self._root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._nowhere = lib.fuse_kern_chan_new(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        self._statx = ctypes.CDLL(None).statx
+        self._statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
-_statx = _declared_statx()
+    def close(self) -> None:
+        os.close(self._root)
+        self._lib.fuse_chan_destroy(self._nowhere)
 
+    def forget(self, stale: Sequence[Stale]) -> None:
+        """When this returns, whoever looks afterwards sees what the view has now."""
+        # All nodes first: after inval_entry a name leads elsewhere, and the kernel asks for the parent's
+        # attributes again before it finds the next name in it.
+        nodes: dict[bytes, Node] = {}
+        for path, what in stale:
+            if what not in (What.NEW, What.GONE):
+                nodes[path] = self._find(path)
+            if what not in (What.ATTRIBUTES, What.CONTENTS):
+                directory = paths.split(path)[0]
+                if directory not in nodes:
+                    nodes[directory] = self._find(directory)
+        for path, what in stale:
+            if what in (What.ATTRIBUTES, What.CONTENTS):
+                self._drop_node(nodes[path], what is What.CONTENTS)
+            else:
+                self._drop_name(nodes[paths.split(path)[0]], paths.split(path)[1], what is What.GONE)
+        for path, what in stale:
+            if what is What.TARGET:
+                self._drop_target(nodes[path], path)
 
-def forget(lib: Any, channel: int, root_fd: int, stale: Sequence[Stale]) -> None:
-    """When this returns, whoever looks afterwards sees what the view has now."""
-    # All nodes first: after inval_entry a name leads elsewhere, and the kernel asks for the parent's
-    # attributes again before it finds the next name in it.
-    nodes: dict[bytes, Node] = {}
-    for item in stale:
-        if item.content or not item.entry:
-            nodes[item.path] = find(root_fd, item.path)
-        if item.entry:
-            directory = paths.split(item.path)[0]
-            if directory not in nodes:
-                nodes[directory] = find(root_fd, directory)
-    for item in stale:
-        if item.entry:
-            _drop_name(lib, channel, nodes, item.path)
-        if item.content or not item.entry:
-            _drop_node(lib, channel, nodes[item.path].id, item.content)
-    for item in stale:
-        if item.entry and item.content and nodes[item.path].is_link:
-            # Kernels before 6.14 cut a cached link off at the size they know.  A walk that was past the
-            # name already may have read the new target under the old size.  Finding it makes the kernel
-            # look again, so the size is right now; if it is still the same node, that page must go.
-            again = find(root_fd, item.path)
-            if again.id == nodes[item.path].id:
-                _drop_node(lib, channel, again.id, True)
+    def device(self) -> str:
+        """The mount's device, as major:minor."""
+        with open(f"/proc/self/fdinfo/{self._root}") as info:
+            mount_id = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo") as mounts:
+            return next(fields[2] for fields in map(str.split, mounts) if fields[0] == mount_id)
 
+    def _find(self, path: bytes) -> Node:
+        """The node under a path; does not make the kernel ask for attributes that it knows to be outdated."""
+        result = ctypes.create_string_buffer(_STATX_RESULT.size)
+        if self._statx(self._root, path, _HERE, _STATX_TYPE | _STATX_INO, result):
+            return Node(0, False)
+        mode, ino = _STATX_RESULT.unpack_from(result)
+        return Node(ino, stat.S_ISLNK(mode))
 
-def find(root_fd: int, path: bytes) -> Node:
-    """The node under a path; does not make the kernel ask for attributes that it knows to be outdated."""
-    result = ctypes.create_string_buffer(_STATX_RESULT.size)
-    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _statx(root_fd, path, flags, _STATX_TYPE | _STATX_INO, result):
-        return Node(0, False)
-    mode, ino = _STATX_RESULT.unpack_from(result)
-    return Node(ino, stat.S_ISLNK(mode))
+    def _drop_node(self, node: Node, contents: bool) -> None:
+        if node.id:
+            start = 0 if contents else -1  # -1: the attributes only
+            self._lib.fuse_lowlevel_notify_inval_inode(self._channel, node.id, start, 0)
 
+    def _drop_name(self, parent: Node, name: bytes, gone: bool) -> None:
+        if not parent.id:
+            return
+        if gone:
+            size = IN_HEADER.size + len(name) + 1
+            request = IN_HEADER.pack(size, _RMDIR, 0, parent.id, 0, 0, 0, 0) + name + b"\0"
+            self._lib.fuse_session_process(self._session, request, size, self._nowhere)
+        self._lib.fuse_lowlevel_notify_inval_entry(self._channel, parent.id, name, len(name))
 
-def _drop_name(lib: Any, channel: int, nodes: dict[bytes, Node], path: bytes) -> None:
-    directory, name = paths.split(path)
-    parent = nodes[directory].id
-    if parent:
-        lib.fuse_lowlevel_notify_inval_entry(channel, parent, name, len(name))
+    def _drop_target(self, node: Node, path: bytes) -> None:
+        """A link stays the node it was, so that whoever has it open follows the new target.
 
-
-def _drop_node(lib: Any, channel: int, node: int, content: bool) -> None:
-    if node:
-        lib.fuse_lowlevel_notify_inval_inode(channel, node, 0 if content else -1, 0)  # -1: attributes only
+        Kernels before 6.14 cut a cached target off at the size they know of the link, and a walk that was
+        past the name already reads the new target under the old size.  Finding the link makes the kernel
+        look again; with the right size known, that page is dropped.
+        """
+        again = self._find(path)
+        if again.id == node.id and node.is_link:
+            self._drop_node(again, True)

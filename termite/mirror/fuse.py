@@ -33,7 +33,7 @@ from termite import paths
 from termite.attr.cache import Stale
 from termite.attr.fileattr import FileAttr
 from termite.errors import Canceled, MountError, PathError, PrivateError, TermiteError
-from termite.mirror.forget import forget
+from termite.mirror.forget import Forgetter
 from termite.mirror.greeting import MAX_READ, ChannelOps, greet
 from termite.mirror.view import View
 
@@ -67,6 +67,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MNT_FORCE, MNT_DETACH = 1, 2, 4, 1, 2
 GETATTR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 READLINK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 OPEN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+RMDIR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
 READ = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_longlong, ctypes.c_void_p
 )
@@ -84,7 +85,7 @@ def errno_of(error: BaseException) -> int:
 
 
 class Callbacks:
-    """The five operations; each returns 0 or a length, or minus an errno, and never raises.
+    """The operations; each returns 0 or a length, or minus an errno, and never raises.
 
     Paths arrive as bytes with a leading slash: every name the kernel allows passes unchanged.
     """
@@ -128,6 +129,10 @@ class Callbacks:
 
     def open(self, path: bytes, info: int) -> int:
         return -errno.ENOSYS
+
+    def rmdir(self, path: bytes) -> int:
+        """Never the kernel's (the mount is read-only), only `Forgetter`'s: the name is gone already."""
+        return 0
 
     def read(self, path: bytes, address: int, size: int, offset: int, info: int) -> int:
         try:
@@ -207,7 +212,7 @@ class Mount:
         self._count = threads
         self._threads: list[threading.Thread] = []
         self._forgetting = threading.Lock()  # held by forget; stop takes it before it frees anything
-        self._root_fd = -1  # the mount's root, O_PATH; -1: not mounted
+        self._forgetter: Forgetter | None = None  # None: not mounted
         self._channel: int = 0  # libfuse's channel and session; 0: none
         self._fuse: int = 0
         self._kept_alive: list[Any] = []  # what libfuse has pointers into
@@ -234,9 +239,9 @@ class Mount:
                     )
                 )
                 self._threads[-1].start()
-            self._root_fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._forgetter = Forgetter(self._lib, session, self._channel, self.mountpoint)
             os.statvfs(self.mountpoint)  # answered by libfuse itself, without the view
-            self._read_ahead()
+            self._read_ahead(self._forgetter.device())
         except BaseException:
             self.stop()
             raise
@@ -267,6 +272,7 @@ class Mount:
             ("open", OPEN),
             ("read", READ),
             ("readdir", READDIR),
+            ("rmdir", RMDIR),
         ):
             function = prototype(getattr(callbacks, name))
             self._kept_alive.append(function)
@@ -283,17 +289,13 @@ class Mount:
         session: int = self._lib.fuse_get_session(self._fuse)
         return session
 
-    def _read_ahead(self) -> None:
+    def _read_ahead(self, device: str) -> None:
         """Let the kernel read a first-time file in pieces of 1 MiB; where that is not allowed, it takes 128 KiB."""
         try:
-            with open(f"/proc/self/fdinfo/{self._root_fd}") as info:
-                mount_id = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-            with open("/proc/self/mountinfo") as mounts:
-                device = next(fields[2] for fields in map(str.split, mounts) if fields[0] == mount_id)
             with open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as limit:
                 limit.write(str(MAX_READ >> 10))
-        except (OSError, StopIteration):
-            log.debug("mirror: read-ahead stays at the kernel's default", exc_info=True)
+        except OSError as error:
+            log.debug("mirror: read-ahead stays at the kernel's default: %s", error)
 
     # -- forgetting ----------------------------------------------------------------------------
 
@@ -303,8 +305,8 @@ class Mount:
         When it returns, whoever looks afterwards sees what the view has now.
         """
         with self._forgetting:
-            if self._root_fd >= 0:
-                forget(self._lib, self._channel, self._root_fd, stale)
+            if self._forgetter is not None:
+                self._forgetter.forget(stale)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -322,9 +324,9 @@ class Mount:
             self._libc.umount2(self.mountpoint, MNT_DETACH)
         if self._forgetting.acquire(timeout=limit_s):
             try:
-                if self._root_fd >= 0:
-                    os.close(self._root_fd)
-                self._root_fd = -1
+                if self._forgetter is not None:
+                    self._forgetter.close()
+                self._forgetter = None
             finally:
                 self._forgetting.release()
         deadline = time.monotonic() + limit_s
@@ -332,7 +334,7 @@ class Mount:
             thread.join(max(0.0, deadline - time.monotonic()))
         left = [thread.name for thread in self._threads if thread.is_alive()]
         channel, self._channel, fuse = self._channel, 0, self._fuse
-        if left or self._root_fd >= 0:
+        if left or self._forgetter is not None:
             log.error("mirror: %s still busy in %r after unmounting", ", ".join(left) or "forget", self.mountpoint)
             return
         self._threads.clear()

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from termite import paths
-from termite.attr.cache import AttrCache, Listing, Stale, Told, staleness
+from termite.attr.cache import AttrCache, Listing, Stale, Told, What, staleness
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import TermiteError, Timeout
 
@@ -167,7 +167,7 @@ class View:
         self.counters.read += 1
         content = self._content(path)
         if self.asked.get(path, content.size) != content.size:
-            self._on_stale([Stale(path, entry=False, content=True)])
+            self._on_stale([Stale(path, What.CONTENTS)])
             raise _error(errno.ESTALE, path)
         done: int = os.preadv(content.fd, [buffer], offset)
         self.counters.read_bytes += done
@@ -225,14 +225,14 @@ class View:
     def _forgotten(self, stale: list[Stale]) -> list[Stale]:
         """Drop what this view holds open of them; those of them that the kernel may hold."""
         for item in stale:
-            if item.entry and len(self._open) > 0:
+            if item.what is What.CONTENTS:
+                with self._lock:
+                    self._open.pop(item.path, None)
+            elif item.what is What.GONE and self._open:
                 inside = item.path + b"/"
                 with self._lock:
                     for path in [path for path in self._open if path == item.path or path.startswith(inside)]:
                         del self._open[path]
-            elif item.content:
-                with self._lock:
-                    self._open.pop(item.path, None)
         return [item for item in stale if item.path in self.asked]
 
     # -- contents ------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ class FileResult(Message, frozen=True, array_like=True):
     opaque: bool = False  # a directory that replaced whatever stood there, children included
     link_to: bytes = b""  # another name of the file at this path: a hard link to that result or file
     in_place: bool = False  # written through the existing file, not replaced by a new one
-    kept: bool = False  # contents as before, nothing is sent; with in_place: mode or time are new, else others link to it
+    kept: bool = False  # contents as before, none sent; with in_place: mode or time are new, else others link to it
 
 
 class Done(Message, frozen=True):

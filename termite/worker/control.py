@@ -7,7 +7,6 @@ end of the other process.
 from __future__ import annotations
 
 import socket
-from typing import TypeVar
 
 import msgspec
 
@@ -20,7 +19,7 @@ class ControlMessage(msgspec.Struct, frozen=True, tag=True, forbid_unknown_field
     """Base of all."""
 
 
-class Start(ControlMessage):
+class Start(ControlMessage, frozen=True):
     """Everything a mirror process needs to know."""
 
     name: str  # the worker's, for messages
@@ -38,26 +37,26 @@ class Start(ControlMessage):
     log_level: int
 
 
-class Wants(ControlMessage):
+class Wants(ControlMessage, frozen=True):
     """Mirror -> daemon: how many slots its master has use for."""
 
     jobs: int
     master: str
 
 
-class Grant(ControlMessage):
+class Grant(ControlMessage, frozen=True):
     """Daemon -> mirror."""
 
     jobs: int
 
 
-class Stop(ControlMessage):
+class Stop(ControlMessage, frozen=True):
     """Daemon -> mirror: end now."""
 
     reason: str
 
 
-class Report(ControlMessage):
+class Report(ControlMessage, frozen=True):
     """Mirror -> daemon, now and then, for the status pages."""
 
     tasks_running: int
@@ -68,7 +67,6 @@ class Report(ControlMessage):
 AnyControl = Start | Wants | Grant | Stop | Report
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyControl)
-T = TypeVar("T", bound=ControlMessage)
 
 
 def encode(message: ControlMessage) -> bytes:
@@ -77,7 +75,8 @@ def encode(message: ControlMessage) -> bytes:
 
 def decode(packet: bytes) -> AnyControl:
     try:
-        return _decoder.decode(packet)
+        message: AnyControl = _decoder.decode(packet)
+        return message
     except msgspec.DecodeError as e:
         raise WireError(f"control message: {e}") from e
 

@@ -20,8 +20,8 @@ import socket
 import stat
 import sys
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import msgspec
@@ -51,7 +51,6 @@ from termite.wire.messages import (
     Ok,
     OpenFile,
     OpenMirror,
-    Output,
     ReadDir,
     Run,
     Status,
@@ -60,7 +59,7 @@ from termite.wire.messages import (
     Want,
     WantStdin,
 )
-from termite.wire.rpc import Connection, FileBody, Reply
+from termite.wire.rpc import Connection, FileBody, Reply, Result
 from termite.worker import control
 from termite.worker.task import TaskRun
 
@@ -102,13 +101,14 @@ class Mirror:
         self._running = 0
         self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
         self._notifier = ThreadPoolExecutor(1, "notify")
+        self._forgetting: Future[None] | None = None  # the latest job of the notifier
         self._cleaner = ThreadPoolExecutor(1, "clean")
         self._serial = 0
         self.conn: Connection
 
     # -- requests of the master ----------------------------------------------------------------------
 
-    def handle(self, conn: Connection, message: Message, body: bytes) -> object:
+    def handle(self, conn: Connection, message: Message, body: bytes) -> Result | Awaitable[Result]:
         """Dispatches one request; see `Handler` in wire/rpc.py."""
         match message:
             case Run():
@@ -181,6 +181,10 @@ class Mirror:
 
     async def _ask_file_async(self, path: bytes) -> tuple[FileAttr, int]:
         """(attributes, fd of the contents): from the store if it has them, otherwise from the master."""
+        known = self._cache.lookup(path)
+        if known is not None and known.hash:
+            with contextlib.suppress(KeyError):
+                return known, self._store.open(known.hash, known.size)
         reply = await self.conn.call(OpenFile(path), timeout_s=QUESTION_LIMIT_S)
         info = reply.message
         if not isinstance(info, FileInfo):
@@ -220,12 +224,14 @@ class Mirror:
     def _forget_soon(self, stale: Sequence[Stale]) -> None:
         """Called wherever a question's answer brought news."""
         if self._mount is not None:
-            self._notifier.submit(self._mount.forget, stale)
+            self._forgetting = self._notifier.submit(self._mount.forget, stale)
 
     async def _forget(self, changes: list[Change], stale: list[Stale]) -> None:
         """Makes the kernel drop what it may hold; makes the template anew when the top level changed."""
-        if stale and self._mount is not None:
-            await self._loop.run_in_executor(self._notifier, self._mount.forget, stale)
+        if stale:
+            self._forget_soon(stale)
+        if self._forgetting is not None and not self._forgetting.done():
+            await asyncio.wrap_future(self._forgetting)  # the latest: one thread does them in their order
         if any(change.path and b"/" not in change.path and change.path != self._root for change in changes):
             await self._make_template()
 
@@ -317,7 +323,7 @@ class Mirror:
         if fd >= 0:
             os.close(fd)
 
-    def _fetch(self, message: Fetch) -> object:
+    def _fetch(self, message: Fetch) -> Result:
         held = self._results.get(message.hash)
         try:
             fd = os.dup(held) if held is not None else self._store.open(message.hash)

@@ -17,13 +17,14 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 
+from termite.attr.fileattr import FileAttr
 from termite.errors import BoxError, Canceled
 from termite.mirror.box import BoxUser, Template, box_environment
 from termite.mirror.overlay import Reaped, reap
-from termite.attr.fileattr import FileAttr
 from termite.store.local import ContentStore
 from termite.wire.messages import Done, Output, Run
 from termite.wire.rpc import Reply
+from termite.worker.stdin import waits_for
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ STREAM_AFTER_S = 0.3
 
 FINAL_BYTES = 1 << 20
 """Up to this much output travels with the answer itself."""
+
+FIRST_LOOK_S, LAST_LOOK_S = 0.002, 0.05
+"""How soon, and then how often, we look whether a command waits for its stdin."""
 
 _STATUS = struct.Struct("<iQ")
 
@@ -254,34 +258,48 @@ class TaskRun:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
 
     async def _feed(self, fd: int) -> None:
-        """Passes the caller's stdin on, piece by piece, as fast as the command takes it."""
+        """Passes the caller's stdin on, a piece whenever the command waits for one."""
         os.set_blocking(fd, False)
-        loop = asyncio.get_running_loop()
+        pipe = os.fstat(fd)
+        pause = FIRST_LOOK_S
         try:
-            while piece := await self._stdin():
-                while piece:
-                    try:
-                        piece = piece[os.write(fd, piece) :]
-                    except BlockingIOError:
-                        writable = loop.create_future()
-                        loop.add_writer(fd, lambda f=writable: f.done() or f.set_result(None))
-                        try:
-                            await writable
-                        finally:
-                            loop.remove_writer(fd)
+            while True:
+                await asyncio.sleep(pause)
+                if not waits_for(self._pid, pipe):
+                    pause = min(2 * pause, LAST_LOOK_S)
+                    continue
+                piece = await self._stdin()
+                if not piece:
+                    return
+                await self._write_all(fd, piece)
+                pause = FIRST_LOOK_S
         except BrokenPipeError:
             pass  # the command does not want more
         finally:
             os.close(fd)
 
+    @staticmethod
+    async def _write_all(fd: int, piece: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        while piece:
+            try:
+                piece = piece[os.write(fd, piece) :]
+            except BlockingIOError:
+                writable = asyncio.Event()
+                loop.add_writer(fd, writable.set)
+                try:
+                    await writable.wait()
+                finally:
+                    loop.remove_writer(fd)
+
     async def _ended(self) -> None:
         """Returns when mkbox has ended, and with it everything in the box."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(self._pid)
-        ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        ended = asyncio.Event()
+        loop.add_reader(pidfd, ended.set)
         try:
-            await ended
+            await ended.wait()
         except asyncio.CancelledError:
             self.cancel()
             raise

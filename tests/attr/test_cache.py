@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from termite.attr.cache import AttrCache, Stale, staleness
+from termite.attr.cache import AttrCache, Stale, What, staleness
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.wire.messages import Change, DirListing
 
@@ -62,7 +62,7 @@ def test_a_known_directory_answers_for_every_name_in_it(cache: AttrCache) -> Non
 
 def test_the_root_has_attributes_of_its_own(cache: AttrCache) -> None:
     assert cache.lookup(b"") == DIR
-    assert told(cache, (b"", FileAttr(0o40700))) == [Stale(b"", False, False)]
+    assert told(cache, (b"", FileAttr(0o40700))) == [Stale(b"", What.ATTRIBUTES)]
     assert cache.lookup(b"") == FileAttr(0o40700)
 
 
@@ -78,26 +78,26 @@ def test_a_listing_handed_out_is_a_copy(cache: AttrCache) -> None:
     assert before is not None and b"new" not in before
 
 
-def test_a_created_file_is_stale_by_name_only(cache: AttrCache) -> None:
-    assert told(cache, (b"d/new", a_file())) == [Stale(b"d/new", entry=True, content=False)]
+def test_a_created_file_is_new(cache: AttrCache) -> None:
+    assert told(cache, (b"d/new", a_file())) == [Stale(b"d/new", What.NEW)]
 
 
-def test_a_deleted_file_is_stale_by_name_and_content(cache: AttrCache) -> None:
-    assert told(cache, (b"d/f", ABSENT)) == [Stale(b"d/f", entry=True, content=True)]
+def test_a_deleted_file_is_gone(cache: AttrCache) -> None:
+    assert told(cache, (b"d/f", ABSENT)) == [Stale(b"d/f", What.GONE)]
     assert cache.lookup(b"d/f") is ABSENT
 
 
 def test_changed_contents_keep_the_name(cache: AttrCache) -> None:
-    assert told(cache, (b"d/f", a_file(1))) == [Stale(b"d/f", entry=False, content=True)]
+    assert told(cache, (b"d/f", a_file(1))) == [Stale(b"d/f", What.CONTENTS)]
 
 
 def test_a_touched_file_with_the_same_hash_keeps_its_contents() -> None:
     old, new = FileAttr(0o100644, 3, 1, hash=b"h"), FileAttr(0o100600, 3, 2, hash=b"h")
-    assert staleness(b"f", old, new) == Stale(b"f", entry=False, content=False)
+    assert staleness(b"f", old, new) == Stale(b"f", What.ATTRIBUTES)
 
 
 def test_a_link_with_another_target_is_another_link(cache: AttrCache) -> None:
-    assert told(cache, (b"l", a_link(b"x"))) == [Stale(b"l", entry=True, content=True)]
+    assert told(cache, (b"l", a_link(b"x"))) == [Stale(b"l", What.TARGET)]
 
 
 def test_news_that_is_none_makes_nothing_stale(cache: AttrCache) -> None:
@@ -105,25 +105,25 @@ def test_news_that_is_none_makes_nothing_stale(cache: AttrCache) -> None:
 
 
 def test_a_removed_directory_takes_everything_below_with_it(cache: AttrCache) -> None:
-    assert told(cache, (b"d", ABSENT)) == [Stale(b"d", entry=True, content=False)]
+    assert told(cache, (b"d", ABSENT)) == [Stale(b"d", What.GONE)]
     assert cache.lookup(b"d/sub/g") is ABSENT
     assert not cache.knows(b"d") and not cache.knows(b"d/sub")
 
 
 def test_a_directory_replaced_by_a_file_and_back_is_unknown_again(cache: AttrCache) -> None:
-    assert told(cache, (b"d", a_file())) == [Stale(b"d", entry=True, content=False)]
+    assert told(cache, (b"d", a_file())) == [Stale(b"d", What.GONE)]
     assert cache.lookup(b"d/f") is ABSENT
-    assert told(cache, (b"d", DIR)) == [Stale(b"d", entry=True, content=True)]
+    assert told(cache, (b"d", DIR)) == [Stale(b"d", What.GONE)]
     assert cache.lookup(b"d/f") is None, "a new directory must be asked for"
 
 
 def test_a_new_directory_and_its_files_in_one_update_are_asked_for_later(cache: AttrCache) -> None:
-    assert told(cache, (b"d/new", DIR), (b"d/new/f", a_file())) == [Stale(b"d/new", True, False)]
+    assert told(cache, (b"d/new", DIR), (b"d/new/f", a_file())) == [Stale(b"d/new", What.NEW)]
     assert cache.lookup(b"d/new/f") is None
 
 
 def test_a_changed_directory_keeps_what_is_in_it(cache: AttrCache) -> None:
-    assert told(cache, (b"d", FileAttr(0o40750, mtime_ns=5))) == [Stale(b"d", False, False)]
+    assert told(cache, (b"d", FileAttr(0o40750, mtime_ns=5))) == [Stale(b"d", What.ATTRIBUTES)]
     assert cache.lookup(b"d/sub/g") == a_file()
 
 
@@ -143,7 +143,7 @@ def test_a_subtree_whose_parents_are_unknown_is_dropped_all_the_same() -> None:
 
 
 def test_a_listing_that_says_no_directory_removes_it_from_its_parent(cache: AttrCache) -> None:
-    assert cache.put_listing(b"d/sub", NO_DIRECTORY) == [Stale(b"d/sub", True, False)]
+    assert cache.put_listing(b"d/sub", NO_DIRECTORY) == [Stale(b"d/sub", What.GONE)]
     cache.check()
     assert cache.lookup(b"d/sub") is ABSENT and cache.lookup(b"d/sub/g") is ABSENT
 
@@ -168,7 +168,7 @@ def test_a_parent_that_comes_late_overrules_its_children() -> None:
 def test_a_second_listing_returns_the_difference(cache: AttrCache) -> None:
     stale = cache.put_listing(b"d", listing(sub=a_file(), new=a_file()))
     cache.check()
-    assert sorted(stale) == [Stale(b"d/f", True, True), Stale(b"d/new", True, False), Stale(b"d/sub", True, False)]
+    assert dict(stale) == {b"d/f": What.GONE, b"d/new": What.NEW, b"d/sub": What.GONE}
     assert not cache.knows(b"d/sub")
 
 

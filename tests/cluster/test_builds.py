@@ -100,21 +100,36 @@ def _rebuilt(farm: Farm, root: Path, header: str, make: str, args: list[str]) ->
         time.sleep(0.05)  # so that what is built now is newer than the header
     run(farm, root, make, "-j4", *args)
     after = {path: os.lstat(os.path.join(os.fsencode(root), path)) for path in tree(root)}
-    return {p for p, st in after.items() if st.st_mtime_ns != before.get(p) and not p.endswith(header.encode()) and not _is_dir(st)}
+    return {
+        p
+        for p, st in after.items()
+        if st.st_mtime_ns != before.get(p) and not p.endswith(header.encode()) and not _is_dir(st)
+    }
 
 
 def _is_dir(st: os.stat_result) -> bool:
     return st.st_mode & 0o170000 == 0o040000
 
 
-ODD = [b"with space", b"co:lon", b"com,ma", "caf\u00e9 \u4e2d".encode(), b"not-utf8-\xff\xfe", b"new\nline", b"quote'\"", b"back\\slash"]
+ODD = [
+    b"with space",
+    b"co:lon",
+    b"com,ma",
+    "caf\u00e9 \u4e2d".encode(),
+    b"not-utf8-\xff\xfe",
+    b"new\nline",
+    b"quote'\"",
+    b"back\\slash",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_project_in_an_odd_path_builds(farm: Farm, name: bytes) -> None:
     root = Path(os.fsdecode(os.path.join(os.fsencode(farm.dir), name)))
     root.mkdir()
-    (root / "Makefile").write_text("all: prog out\nprog: a.o\n\tgcc -o $@ $^\n%.o: %.c h.h\n\tgcc -c -o $@ $<\nout: prog\n\t./prog > out\n")
+    (root / "Makefile").write_text(
+        "all: prog out\nprog: a.o\n\tgcc -o $@ $^\n%.o: %.c h.h\n\tgcc -c -o $@ $<\nout: prog\n\t./prog > out\n"
+    )
     (root / "a.c").write_text('#include <stdio.h>\n#include "h.h"\nint main(void) { puts(H); return 0; }\n')
     (root / "h.h").write_text('#define H "hello"\n')
     master = farm.master(root, "-fallback=fail")
@@ -136,9 +151,13 @@ def test_a_cmake_and_ninja_project_builds_to_the_same_bytes(farm: Farm) -> None:
         "add_executable(p main.cc gen.h)\ntarget_include_directories(p PRIVATE ${CMAKE_CURRENT_BINARY_DIR})\n"
         "target_link_libraries(p l)\n"
     )
-    (root / "l.cc").write_text("#include <string>\n#include <map>\nstd::map<std::string, int> m; int f(int x) { return x + (int)m.size(); }\n")
+    (root / "l.cc").write_text(
+        "#include <string>\n#include <map>\nstd::map<std::string, int> m; int f(int x) { return x + (int)m.size(); }\n"
+    )
     (root / "m.cc").write_text("#include <vector>\nint g() { std::vector<int> v(3); return (int)v.size(); }\n")
-    (root / "main.cc").write_text('#include <iostream>\n#include "gen.h"\nint f(int); int g(); int main() { std::cout << f(G) + g() << "\\n"; }\n')
+    (root / "main.cc").write_text(
+        '#include <iostream>\n#include "gen.h"\nint f(int); int g(); int main() { std::cout << f(G) + g() << "\\n"; }\n'
+    )
     build = root / "build"
     configure = ["cmake", "-G", "Ninja", "-S", str(root), "-B", str(build)]
     run(farm, root, *configure)
@@ -168,7 +187,7 @@ MAKEFILES = {
     "exported": "export FOO = bar\nall:\n\techo $$FOO > out\n",
     "target variables": "all: V = 7\nall:\n\techo $(V) > out\n",
     "local by plus": "all:\n\t+echo x > out\n",
-    "jobserver": "all: a b c d\n\tcat a b c d > out\na b c d:\n\t+@test -n \"$(MAKEFLAGS)\" && echo $@ > $@\n",
+    "jobserver": 'all: a b c d\n\tcat a b c d > out\na b c d:\n\t+@test -n "$(MAKEFLAGS)" && echo $@ > $@\n',
     "python shell": "SHELL := /usr/bin/python3\n.SHELLFLAGS := -c\n.ONESHELL:\nall:\n\topen('out', 'w').write('x\\n')\n",
 }
 

@@ -73,14 +73,21 @@ def test_an_interrupted_wrapper_ends_the_remote_command(cluster: Farm, project: 
 def test_stdin_reaches_the_command_when_it_reads(cluster: Farm, project: Path) -> None:
     data = os.urandom(700_000)
     result = subprocess.run(
-        ["termite-shell-wrapper", "-c", "cat"], cwd=project, env=cluster.env, input=data, capture_output=True, check=True
+        ["termite-shell-wrapper", "-c", "cat"],
+        cwd=project,
+        env=cluster.env,
+        input=data,
+        capture_output=True,
+        check=True,
     )
     assert result.stdout == data
 
 
 def test_a_command_that_does_not_read_leaves_stdin_to_others(cluster: Farm, project: Path) -> None:
-    script = "while read line; do termite-shell-wrapper -c 'true'; echo $line; done"
-    result = subprocess.run(["sh", "-c", script], cwd=project, env=cluster.env, input=b"1\n2\n3\n", capture_output=True, check=True)
+    script = "while read line; do termite-shell-wrapper -c 'ls / >/dev/null'; echo $line; done"
+    result = subprocess.run(
+        ["sh", "-c", script], cwd=project, env=cluster.env, input=b"1\n2\n3\n", capture_output=True, check=True
+    )
     assert result.stdout == b"1\n2\n3\n"
 
 
@@ -93,7 +100,9 @@ def test_environment_umask_directory_and_arguments_are_the_callers(cluster: Farm
         cwd=project / "sub dir", env={**cluster.env, "ODD": "a b\n\\x"}, capture_output=True, check=True,
     )  # fmt: skip
     assert result.stdout == b"0027\n" + os.fsencode(project / "sub dir") + b"\na b\n\\x|1\n"
-    result = cluster.command(project, "termite-shell-wrapper", "-exec", "/usr/bin/printf", "%s,", "a b", "", b"\xff", "*")
+    result = cluster.command(
+        project, "termite-shell-wrapper", "-exec", "/usr/bin/printf", "%s,", "a b", "", b"\xff", "*"
+    )
     assert result.stdout == b"a b,,\xff,*,"
 
 

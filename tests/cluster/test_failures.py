@@ -132,7 +132,9 @@ def test_a_build_does_not_notice_the_coordinator_stopping(farm: Farm) -> None:
     assert status == 0, text
     expect_whole(root)
     farm.coordinator()
-    wait_for("the worker's return", lambda: len(re.findall("coordinator .* (connected|back|reached)", worker.log())) >= 2, 15)
+    wait_for(
+        "the worker's return", lambda: len(re.findall("coordinator .* (connected|back|reached)", worker.log())) >= 2, 15
+    )
     (root / "o1").unlink()
     status, text = finish(start_make(farm, root, "-j4"))
     assert status == 0, text
@@ -148,7 +150,9 @@ def test_a_dead_worker_is_off_the_list_within_a_second_and_a_frozen_one_soon(far
     assert time.monotonic() - started < 1.0
     frozen.process.send_signal(signal.SIGSTOP)
     try:
-        wait_for("the frozen one to be struck off", lambda: len(re.findall(r"(gone|lost|left)", coordinator.log())) >= 2, 20)
+        wait_for(
+            "the frozen one to be struck off", lambda: len(re.findall(r"(gone|lost|left)", coordinator.log())) >= 2, 20
+        )
     finally:
         frozen.process.send_signal(signal.SIGCONT)
     farm.worker(1)
@@ -205,7 +209,13 @@ def failing(farm: Farm, name: str, *args: str, cwd: Path | None = None, **env: s
     """Runs a program that must end with one line and a status that is not 0."""
     environment = {**farm.env, "HOME": str(farm.dir), **env}
     result = subprocess.run(
-        [PROGRAMS / name, *args], cwd=cwd or farm.dir, env=environment, capture_output=True, text=True, timeout=30, check=False
+        [PROGRAMS / name, *args],
+        cwd=cwd or farm.dir,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert result.returncode not in (0, -signal.SIGKILL), result
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -239,7 +249,16 @@ def test_bad_flags_are_refused_in_one_line(farm: Farm) -> None:
 
 def test_a_taken_port_is_named_in_one_line(farm: Farm) -> None:
     farm.coordinator()
-    line = failing(farm, "termite-coordinator", "-secret", str(farm.secret), "-port", str(farm.coordinator_port), "-listen", "127.0.0.1")
+    line = failing(
+        farm,
+        "termite-coordinator",
+        "-secret",
+        str(farm.secret),
+        "-port",
+        str(farm.coordinator_port),
+        "-listen",
+        "127.0.0.1",
+    )
     assert str(farm.coordinator_port) in line
 
 
@@ -270,7 +289,12 @@ def test_a_missing_dev_fuse_or_permission_is_told_with_the_remedy(farm: Farm) ->
     )  # fmt: skip
     assert "/dev/fuse" in hidden.stderr and len(hidden.stderr.strip().splitlines()) == 1, hidden.stderr
     powerless = subprocess.run(
-        ["setpriv", "--bounding-set", "-sys_admin", *worker], env=farm.env, capture_output=True, text=True, timeout=30, check=False
+        ["setpriv", "--bounding-set", "-sys_admin", *worker],
+        env=farm.env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert "root" in powerless.stderr or "CAP_SYS_ADMIN" in powerless.stderr
     assert len(powerless.stderr.strip().splitlines()) == 1, powerless.stderr
@@ -313,7 +337,11 @@ def test_termite_make_alone_uses_the_coordinator_that_the_environment_names(farm
     farm.coordinator()
     worker = farm.worker(2)
     root = slow_project(farm)
-    result = farm.make(root, "-j4", env={"TERMITE_COORDINATOR": f"127.0.0.1:{farm.coordinator_port}", "TERMITE_SECRET": str(farm.secret)})
+    result = farm.make(
+        root,
+        "-j4",
+        env={"TERMITE_COORDINATOR": f"127.0.0.1:{farm.coordinator_port}", "TERMITE_SECRET": str(farm.secret)},
+    )
     assert result.returncode == 0, result.stderr
     expect_whole(root)
     assert "mirror 1" in worker.log()

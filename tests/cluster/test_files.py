@@ -66,7 +66,9 @@ def _local(directory: Path, script: bytes) -> None:
 
 
 def _clear(root: Path) -> None:
-    subprocess.run("chmod -R u+rwx . ; find . -mindepth 1 -not -name .termite-socket -delete", shell=True, cwd=root, check=True)
+    subprocess.run(
+        "chmod -R u+rwx . ; find . -mindepth 1 -not -name .termite-socket -delete", shell=True, cwd=root, check=True
+    )
 
 
 def _links(root: Path) -> dict[bytes, int]:
@@ -94,7 +96,9 @@ def _special(root: Path) -> dict[bytes, int]:
 
 
 def tree_names(root: Path) -> list[bytes]:
-    out = subprocess.run(["find", ".", "-not", "-name", ".termite-socket", "-print0"], cwd=root, capture_output=True, check=True)
+    out = subprocess.run(
+        ["find", ".", "-not", "-name", ".termite-socket", "-print0"], cwd=root, capture_output=True, check=True
+    )
     return sorted(n for n in out.stdout.split(b"\0") if n)
 
 
@@ -133,7 +137,10 @@ def test_a_gibibyte_file_comes_back_whole(cluster: Farm, project: Path) -> None:
 
 def test_a_result_is_seen_by_the_next_command_on_any_worker(cluster: Farm, project: Path) -> None:
     for number in range(6):
-        assert cluster.remote(project, f"test ! -e f{number}; echo {number} > f{number}; mkdir -p s/{number}").returncode == 0
+        assert (
+            cluster.remote(project, f"test ! -e f{number}; echo {number} > f{number}; mkdir -p s/{number}").returncode
+            == 0
+        )
         seen = cluster.remote(project, "cat f*; ls s | tr '\\n' ' '")
         assert seen.stdout == b"".join(b"%d\n" % n for n in range(number + 1)) + b"".join(
             b"%d " % n for n in range(number + 1)
@@ -179,7 +186,16 @@ def test_private_files_cannot_be_read_by_any_name(cluster: Farm, project: Path) 
     (project / "closed").chmod(0o700)
     (project / "into").symlink_to("closed/inside")
     cluster.command(project, "termite-shell-wrapper", "-refresh")
-    for name in ("secret", "sym", "hard", "closed/inside", "into", "./closed/../secret", f"{project}/secret", "/etc/shadow"):
+    for name in (
+        "secret",
+        "sym",
+        "hard",
+        "closed/inside",
+        "into",
+        "./closed/../secret",
+        f"{project}/secret",
+        "/etc/shadow",
+    ):
         result = cluster.remote(project, f"cat {name}; dd if={name} count=1 2>/dev/null")
         assert b"hidden" not in result.stdout and not result.stdout, name
         assert result.returncode != 0

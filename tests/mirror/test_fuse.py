@@ -17,7 +17,7 @@ from random import Random
 
 import pytest
 
-from termite.attr.cache import Stale
+from termite.attr.cache import Stale, What
 from termite.errors import MountError, PeerLost, PrivateError, Refused
 from termite.mirror import fuse, greeting
 from termite.mirror.fuse import Mount
@@ -354,6 +354,24 @@ def test_a_replaced_directory_has_nothing_of_the_old_one(mirror: Mounted) -> Non
     assert not mirror.exists(b"d/sub/g")
 
 
+def test_a_directory_removed_while_somebody_is_in_it_leaves_no_names_to_its_successor(mirror: Mounted) -> None:
+    held = [os.open(mirror.path(path), os.O_PATH) for path in (b"d/sub", b"d/sub/g")]
+    try:
+        assert not mirror.exists(b"d/sub/new")
+        mirror.master.remove(b"d/sub")
+        mirror.tell(b"d/sub")
+        mirror.master.directory(b"d/sub")
+        mirror.master.file(b"d/sub/new", b"new")
+        mirror.tell(b"d/sub", b"d/sub/new")
+        assert os.listdir(mirror.path(b"d/sub")) == [b"new"]
+        assert mirror.exists(b"d/sub/new")
+        assert not mirror.exists(b"d/sub/g")
+        assert mirror.stat(b"d/sub").st_ino != os.fstat(held[0]).st_ino
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_a_changed_link_leads_elsewhere(mirror: Mounted, held: bool) -> None:
     fd = os.open(mirror.path(b"l"), os.O_PATH | os.O_NOFOLLOW) if held else -1  # the kernel keeps its inode
@@ -559,7 +577,7 @@ def test_stopping_ends_it_whoever_still_uses_it(mirror: Mounted, tmp_path: Path)
         assert mounts_below(tmp_path) == []
         assert fuse_threads() == []
         assert error_of(lambda: os.stat(b"f", dir_fd=fd)) in (errno.ENOTCONN, errno.ECONNABORTED)
-        mirror.mount.forget([Stale(b"d/f", True, True)])  # too late, and harmless
+        mirror.mount.forget([Stale(b"d/f", What.GONE)])  # too late, and harmless
         mirror.mount.stop()
     finally:
         os.close(fd)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from termite.attr.cache import Stale
+from termite.attr.cache import Stale, What
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import PeerLost, TermiteError, Timeout
 from termite.mirror.view import OpenContent
@@ -201,7 +201,7 @@ def test_only_names_that_were_asked_for_are_stale(master: FakeMaster) -> None:
     master.view.getattr(b"d/f")
     master.file(b"d/f", b"new contents")
     master.file(b"d/g", b"never looked at")
-    assert master.tell(b"d/f", b"d/g") == [Stale(b"d/f", entry=False, content=True)]
+    assert master.tell(b"d/f", b"d/g") == [Stale(b"d/f", What.CONTENTS)]
 
 
 def test_a_read_after_a_change_gives_the_new_contents(master: FakeMaster) -> None:
@@ -218,7 +218,7 @@ def test_listing_news_found_while_asking_is_reported(master: FakeMaster) -> None
     master.view.getattr(b"d/sub")
     master.remove(b"d/sub")
     assert master.view.look(b"d/sub/x") is ABSENT
-    assert master.noticed == [Stale(b"d/sub", entry=True, content=False)]
+    assert master.noticed == [Stale(b"d/sub", What.GONE)]
 
 
 # -- files that change while they are served ------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_file_of_another_size_than_told_is_not_served_until_its_attributes_are
     master.file(b"d/f", b"grown since the listing")
     for _ in range(2):  # the kernel tries again when reading ahead fails
         assert error_of(lambda: master.view.read(b"d/f", 100, 0)) == errno.ESTALE
-    assert set(master.noticed) == {Stale(b"d/f", entry=False, content=True)}
+    assert set(master.noticed) == {Stale(b"d/f", What.CONTENTS)}
     assert master.view.counters.changed_while_served == 1
     assert master.view.getattr(b"d/f").size == 23
     assert master.view.read(b"d/f", 100, 0) == b"grown since the listing"
@@ -251,7 +251,7 @@ def test_a_file_that_became_a_link_is_not_served(master: FakeMaster) -> None:
     master.remove(b"d/f")
     master.link(b"d/f", b"x")
     assert error_of(lambda: master.view.read(b"d/f", 100, 0)) == errno.ESTALE
-    assert master.noticed == [Stale(b"d/f", entry=True, content=True)]
+    assert master.noticed == [Stale(b"d/f", What.GONE)]
 
 
 def test_a_touched_file_is_served_and_its_times_are_noticed(master: FakeMaster) -> None:
@@ -267,7 +267,7 @@ def test_other_contents_of_the_same_size_make_the_kernel_drop_the_old(master: Fa
     master.file(b"d/f", b"CONTENTS")
     master.view.close()  # as if evicted
     assert master.view.read(b"d/f", 8, 0) == b"CONTENTS"
-    assert master.noticed == [Stale(b"d/f", entry=False, content=True)]
+    assert master.noticed == [Stale(b"d/f", What.CONTENTS)]
 
 
 def test_an_answer_that_news_overtook_does_not_overwrite_them(master: FakeMaster) -> None:

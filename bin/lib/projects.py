@@ -1,0 +1,64 @@
+"""Real projects from Debian's source packages, and how to build them; for the demo, the benchmark and the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LIMIT_S = 1200
+
+
+@dataclass(frozen=True)
+class Project:
+    """`header`: a file whose change makes much be built again."""
+
+    package: str
+    version: str
+    configure: str
+    header: str
+    make: list[str] = field(default_factory=list)
+    upstream: bool = False  # without Debian's patches
+
+
+PROJECTS = {
+    # Debian's patch makes Lua's own Makefile need a libtool that is not there.
+    "lua": Project("lua5.4", "5.4", "true", "src/lua.h", ["-C", "src", "linux", "MYLIBS=-lm"], upstream=True),
+    "make": Project("make-dfsg", "4.3", "autoreconf -fi && ./configure", "src/filedef.h"),
+    "coreutils": Project("coreutils", "9.1", "FORCE_UNSAFE_CONFIGURE=1 ./configure --disable-nls", "src/system.h"),
+}
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would change how a build runs."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "TERMITE_", "LD_PRELOAD"))}
+
+
+def unpack(project: Project, directory: Path) -> None:
+    """Fetches (once per machine), unpacks and configures a project in a directory that does not exist yet."""
+    flags = ["-upstream"] if project.upstream else []
+    fetch = [str(CHECKOUT / "bin/debian-source"), *flags, project.package, project.version, str(directory)]
+    subprocess.run(fetch, check=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        project.configure,
+        shell=True,
+        cwd=directory,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"configuring {project.package} failed:\n{done.stdout.decode(errors='replace')[-3000:]}")
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy with times and links; `target` is replaced."""
+    if target.exists():
+        shutil.rmtree(target)
+    subprocess.run(["cp", "-a", "--", source, target], check=True, timeout=LIMIT_S)
