@@ -243,7 +243,10 @@ class Master:
         try:
             status = await running
         except NoWorker as e:
-            await self._without_worker(task, str(e))
+            trouble = [link.trouble for link in self._links if link.trouble]
+            await self._without_worker(
+                task, "; ".join([*trouble, str(e)]) if len(trouble) == len(self._links) else str(e)
+            )
         except asyncio.CancelledError:
             log.info("task %d: its caller is gone; cancelled: %s", task.id, task.label())
             self.counts["cancelled"] += 1

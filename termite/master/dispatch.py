@@ -63,7 +63,8 @@ class Dispatcher:
     ) -> None:
         self.pool = pool
         self.links: dict[str, MirrorLink] = {}
-        self.last_trouble = "the coordinator lists no worker"
+        self.last_trouble = ""  # why the latest worker was lost; empty: none was
+        self.list_trouble = ""  # why the list of workers may be wanting
         self._export = export
         self._results = results
         self._key = key
@@ -174,7 +175,8 @@ class Dispatcher:
         hopeless = self._hopeless_since is not None and now - self._hopeless_since >= self._options.no_worker_patience_s
         starved = self.running == 0 and now - self._waiting[0][2] >= self._options.busy_patience_s
         if hopeless or starved:
-            reason = self.last_trouble if hopeless else "every worker's slots are taken by others"
+            lack = self.list_trouble or self.last_trouble or "the coordinator lists no worker"
+            reason = lack if hopeless else "every worker's slots are taken by others"
             while self._waiting:
                 _, future, _ = self._waiting.popleft()
                 if not future.done():
@@ -191,9 +193,10 @@ class Dispatcher:
     def set_workers(self, infos: list[WorkerInfo]) -> None:
         """The coordinator's list has changed."""
         self.pool.set_workers(infos)
+        self.list_trouble = ""
         if infos and self.pool.is_hopeless():
             architectures = ", ".join(sorted({i.arch for i in infos}))
-            self.last_trouble = f"all {len(infos)} workers have another architecture ({architectures})"
+            self.list_trouble = f"all {len(infos)} workers have another architecture ({architectures})"
         self.kick()
 
     async def _open(self, info: WorkerInfo, jobs: int) -> None:

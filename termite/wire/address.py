@@ -7,6 +7,7 @@ IPv6 are written as plain IPv4 everywhere.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from typing import Any
 
@@ -24,6 +25,10 @@ def parse_address(text: str, default_port: int) -> tuple[str, int]:
         has_port = bool(rest)
     elif text.count(":") > 1:
         host, port, has_port = text, "", False
+        try:
+            ipaddress.IPv6Address(text.partition("%")[0])
+        except ValueError:
+            raise UsageError(f"bad address {text!r}: give host, host:port or [IPv6]:port") from None
     else:
         host, colon, port = text.partition(":")
         has_port = bool(colon)

@@ -66,6 +66,7 @@ class CoordinatorLink:
         self._jitter = jitter
         self._conn: Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self.trouble = f"coordinator {self.where} has not answered yet"  # why there is no connection; empty: there is
         self._state = ""  # as last logged: "", "reached", "lost", "refused"
         self._listed: list[WorkerInfo] = []  # as the coordinator sent it last
         self._believed: list[WorkerInfo] = []  # as on_workers was told
@@ -152,6 +153,7 @@ class CoordinatorLink:
         for known in (self.where, f"lost coordinator {self.where}:", " cannot be reached:"):
             text = text.removeprefix(known)
         text = text.strip()
+        self.trouble = "" if state == "reached" else f"coordinator {self.where}: {text}"
         if state == "reached":
             log.info("coordinator %s %s", self.where, "back" if self._state else "reached")
         elif state == "refused":

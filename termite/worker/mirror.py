@@ -29,7 +29,7 @@ import msgspec
 from termite import paths
 from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
-from termite.errors import BoxError, Canceled, Refused, TermiteError, WireError
+from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
 from termite.mirror.box import BoxUser, Template
 from termite.mirror.fuse import Mount
 from termite.mirror.view import Owner, View
@@ -185,6 +185,16 @@ class Mirror:
         if known is not None and known.hash:
             with contextlib.suppress(KeyError):
                 return known, self._store.open(known.hash, known.size)
+        try:
+            return await self._obtain(path)
+        except StoreError as e:
+            # Every command would read "Input/output error" from here on; better that they run elsewhere.
+            log.error("%s", e)
+            for task in self._tasks.values():
+                task.cancel(e)
+            raise
+
+    async def _obtain(self, path: bytes) -> tuple[FileAttr, int]:
         reply = await self.conn.call(OpenFile(path), timeout_s=QUESTION_LIMIT_S)
         info = reply.message
         if not isinstance(info, FileInfo):
@@ -267,7 +277,7 @@ class Mirror:
                 log.info("task %d: %s", run.task, note)
             self.done += 1
             return reply
-        except (BoxError, Canceled) as e:
+        except (BoxError, Canceled, StoreError) as e:
             log.warning("task %d: %s", run.task, e)
             raise
         finally:

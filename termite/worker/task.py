@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from termite.attr.fileattr import FileAttr
-from termite.errors import BoxError, Canceled
+from termite.errors import BoxError, Canceled, TermiteError
 from termite.mirror.box import BoxUser, Template, box_environment
 from termite.mirror.overlay import Reaped, reap
 from termite.store.local import ContentStore
@@ -137,7 +137,7 @@ class TaskRun:
         self._stream_timer: asyncio.TimerHandle | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._pid = 0
-        self._cancelled = False
+        self._ended_by: TermiteError | None = None  # why it was ended from outside
         self.command = b" ".join(run.argv)[:200]
         self.started = time.time()
 
@@ -161,9 +161,9 @@ class TaskRun:
         )
         return Reply(done, b"".join((reaped.body, out, err))), reaped
 
-    def cancel(self) -> None:
-        """Ends the command now, with everything it started."""
-        self._cancelled = True
+    def cancel(self, reason: TermiteError | None = None) -> None:
+        """Ends the command now, with everything it started; `run` raises the reason."""
+        self._ended_by = self._ended_by or reason or Canceled("cancelled")
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -223,8 +223,8 @@ class TaskRun:
 
     async def _run_box(self) -> tuple[int, int]:
         """(raw wait status, CPU microseconds) of the command."""
-        if self._cancelled:
-            raise Canceled("cancelled before it started")
+        if self._ended_by is not None:
+            raise self._ended_by
         self._streams = [Stream(1, self)] if self.request.merged else [Stream(1, self), Stream(2, self)]
         status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         error_read, error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -314,8 +314,8 @@ class TaskRun:
             raw = os.read(status_fd, _STATUS.size)
         except BlockingIOError:
             raw = b""
-        if self._cancelled:
-            raise Canceled("cancelled")
+        if self._ended_by is not None:
+            raise self._ended_by
         if len(raw) == _STATUS.size:
             status, cpu_us = _STATUS.unpack(raw)
             return status, cpu_us

@@ -143,15 +143,15 @@ def test_a_build_does_not_notice_the_coordinator_stopping(farm: Farm) -> None:
 def test_a_dead_worker_is_off_the_list_within_a_second_and_a_frozen_one_soon(farm: Farm) -> None:
     coordinator = farm.coordinator()
     dying, frozen = farm.worker(1), farm.worker(1)
-    wait_for("both workers", lambda: coordinator.log().count("registered") >= 2)
+    wait_for("both workers", lambda: coordinator.log().count(" jobs, ") >= 2)
     dying.kill()
     started = time.monotonic()
-    coordinator.wait_log(r"(gone|lost|left)", 5)
+    coordinator.wait_log(r"worker .* is gone", 5)
     assert time.monotonic() - started < 1.0
     frozen.process.send_signal(signal.SIGSTOP)
     try:
         wait_for(
-            "the frozen one to be struck off", lambda: len(re.findall(r"(gone|lost|left)", coordinator.log())) >= 2, 20
+            "the frozen one to be struck off", lambda: len(re.findall(r"worker .* is gone", coordinator.log())) >= 2, 20
         )
     finally:
         frozen.process.send_signal(signal.SIGCONT)
