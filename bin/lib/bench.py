@@ -169,7 +169,7 @@ def show_overhead(results: list[Overhead]) -> None:
 
 def show_dispatch(results: list[Dispatch]) -> None:
     table = Table(
-        "-j", "commands/s", "plain make", "make + wrapper", "master", "worker", "mkbox, command", "plain: make, command",
+        "-j", "commands/s", "plain", "make + wrapper", "master", "worker", "mkbox, command", "plain: make, command",
         title="no-op commands; CPU in ms per command",
     )  # fmt: skip
     for r in results:

@@ -27,7 +27,6 @@ OWN_TOP_LEVEL = (b"proc", b"sys", b"dev", b"tmp")
 FRESH = (b"tmp", b"var/tmp")
 """Directories that every task gets new and empty."""
 
-_OUTER = b".outer"
 _TEMPLATE_LIMIT_S = 60.0
 
 
@@ -104,10 +103,6 @@ class Template:
                 argv += [b"--from", attr.target, b"-L", name]
             elif attr.is_dir() or attr.is_regular():
                 argv += [b"--from", os.path.join(self._mountpoint, name), b"-b", name]
-        branch = fresh_branch(self._root)
-        if branch is not None:
-            source = os.path.join(self._mountpoint, *branch)
-            argv += [b"--from", source, b"-b", _OUTER]
         for name in OWN_TOP_LEVEL:
             argv += [b"-D", name]
         return [*argv, b"--dev", b"/dev", b"--hold"]
@@ -125,7 +120,7 @@ class Template:
         ]
         branch = fresh_branch(self._root)
         if branch is not None:
-            argv += [b"--from", b"/" + _OUTER, b"-b", paths.join(*branch)]
+            argv += [b"--from", os.path.join(self._mountpoint, *branch), b"-b", paths.join(*branch)]
         argv += [
             *(b"--writable", paths.absolute(self._root), b"--proc", b"/proc"),
             *(b"-u", b"%d" % self._user.uid, b"-g", b"%d" % self._user.gid),

@@ -16,11 +16,15 @@ from termite.wire import auth
 from termite.wire.auth import Purpose, Role, Status
 from termite.wire.framing import Session
 
+_SSH = b"SSH-"
+
 
 async def dial_in(sock: socket.socket, key: bytes, purpose: Purpose) -> Session:
     """The dialer's side; `key` is an `auth.handshake_key`."""
     loop = asyncio.get_running_loop()
     magic, nonce_acceptor = auth.unpack_challenge(await _read(loop, sock, auth.CHALLENGE_BYTES))
+    if magic.startswith(_SSH):
+        await loop.sock_sendall(sock, auth.MAGIC)  # so that it knows who hangs up, and why
     _check_magic(magic)
     nonce_dialer = auth.new_nonce()
     proven = auth.proof(key, nonce_dialer, nonce_acceptor, Role.DIALER, purpose)
@@ -44,7 +48,10 @@ async def accept(sock: socket.socket, key: bytes, welcome: Collection[Purpose]) 
     loop = asyncio.get_running_loop()
     nonce_acceptor = auth.new_nonce()
     await loop.sock_sendall(sock, auth.pack_challenge(nonce_acceptor))
-    answer = auth.unpack_answer(await _read(loop, sock, auth.ANSWER_BYTES))
+    magic = await _read(loop, sock, len(auth.MAGIC))
+    if magic.startswith(_SSH):
+        _check_magic(magic)  # it will not send a whole answer
+    answer = auth.unpack_answer(magic + await _read(loop, sock, auth.ANSWER_BYTES - len(magic)))
     if auth.is_other_version(answer.magic):
         await loop.sock_sendall(sock, auth.pack_verdict(Status.WRONG_VERSION))
     _check_magic(answer.magic)
@@ -62,6 +69,8 @@ async def accept(sock: socket.socket, key: bytes, welcome: Collection[Purpose]) 
 
 
 def _check_magic(magic: bytes) -> None:
+    if magic.startswith(_SSH):
+        raise AuthError("speaks SSH: its secret is an SSH key, ours is not; give both sides the same secret file")
     if auth.is_other_version(magic):
         raise WireError("speaks another version of the protocol; install the same version on both sides")
     if magic != auth.MAGIC:

@@ -1,9 +1,10 @@
 """TCP: dialing a peer, listening for peers, and letting nobody in who does not hold the secret.
 
-`key` is everywhere the contents of the secret file (`wire/secret.py`).  A listener proves each peer
-in a small task of its own, within five seconds, so many at a time, and disturbs nobody else; only
-then the program hears of it, as an `Accepted`: a socket and its `Session`, to be made a `Connection`
-here or carried on with in another process.
+`key` is everywhere the contents of the secret file (`wire/secret.py`); if it is an SSH private key,
+everything below runs inside SSH (`wire/ssh.py`).  A listener proves each peer in a small task of its
+own, within five seconds, so many at a time, and disturbs nobody else; only then the program hears of
+it, as an `Accepted`: a socket and its `Session`, to be made a `Connection` here or carried on with in
+another process.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from types import ModuleType
 from typing import cast
 
 from termite.errors import AuthError, PeerLost, TermiteError, Timeout
@@ -26,6 +28,7 @@ from termite.wire.auth import HANDSHAKE_LIMIT_S, Purpose
 from termite.wire.framing import MAX_PAYLOAD, Session
 from termite.wire.kinds import DEFAULT_LIMITS, Limits
 from termite.wire.rpc import HEARTBEAT_S, SILENCE_LIMIT_S, Connection, Handler, refuse
+from termite.wire.secret import is_ssh_key
 
 __all__ = ["Accepted", "Listener", "dial", "format_address", "listen", "parse_address"]
 
@@ -58,6 +61,8 @@ async def dial(
     try:
         async with asyncio.timeout(timeout_s):
             sock = await _connect(host, port, timeout_s)
+            if is_ssh_key(key):
+                sock = await _ssh().dial(sock, key)
             session = await handshake.dial_in(sock, auth.handshake_key(key), purpose)
     except BaseException as exc:
         if sock is not None:
@@ -82,13 +87,18 @@ async def dial(
 
 @dataclass
 class Accepted:
-    """A peer that has proven itself.  Whoever gets it owns the socket; nothing beyond the handshake has been read."""
+    """A peer that has proven itself.  Whoever gets it owns the socket; nothing beyond the handshake has been read.
+
+    With SSH the socket is the near end of a tunnel that this process carries, even after another
+    one took the socket over, until either side closes it or this process ends.
+    """
 
     sock: socket.socket
     session: Session
     purpose: Purpose
     host: str  # of the peer, as a name to dial
     port: int  # of the peer's end
+    local_host: str = ""  # the address of ours that it dialed
     connection: Connection | None = None  # once there is one
 
     def __repr__(self) -> str:
@@ -145,7 +155,7 @@ async def listen(
 ) -> Listener:
     """Listen on `port`, or the first free one of the `retries` after it; host "" is every address, port 0 any port."""
     sock = bind(host, port, retries, _BACKLOG)
-    return Listener(sock, auth.handshake_key(key), on_accept, purposes, handshake_limit_s, max_unproven)
+    return Listener(sock, key, on_accept, purposes, handshake_limit_s, max_unproven)
 
 
 class Listener:
@@ -154,7 +164,7 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        handshake_key: bytes,
+        key: bytes,
         on_accept: OnAccept,
         welcome: Collection[Purpose],
         handshake_limit_s: float,
@@ -162,7 +172,8 @@ class Listener:
     ) -> None:
         self.host, self.port = sock.getsockname()[:2]
         self._sock = sock
-        self._key = handshake_key
+        self._key = auth.handshake_key(key)
+        self._ssh_key = key if is_ssh_key(key) else None
         self._on_accept = on_accept
         self._welcome = frozenset(welcome)
         self._limit_s = handshake_limit_s
@@ -196,9 +207,10 @@ class Listener:
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
             if self._make_room():
-                task = loop.create_task(self._admit(sock, host_of(address), address[1]))
+                stranger = _Stranger(sock, host_of(address), address[1])
+                task = loop.create_task(self._admit(stranger))
                 self._unproven[task] = loop.time()
-                task.add_done_callback(functools.partial(self._ended, sock))
+                task.add_done_callback(functools.partial(self._ended, stranger))
             else:
                 sock.close()
                 self._refusals.note(host_of(address), "came while too many others were waiting for admission")
@@ -214,20 +226,20 @@ class Listener:
         oldest.cancel()
         return True
 
-    def _ended(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+    def _ended(self, stranger: _Stranger, task: asyncio.Task[None]) -> None:
         """Closes a stranger's socket only now: its number must not be used again while the loop still watches it."""
         self._unproven.pop(task, None)
         if task in self._proven:
             self._proven.remove(task)
         else:
-            sock.close()
+            stranger.sock.close()
 
-    async def _admit(self, sock: socket.socket, host: str, port: int) -> None:
+    async def _admit(self, stranger: _Stranger) -> None:
         """From stranger to `Accepted`."""
         try:
-            accepted = await self._prove(sock, host, port)
+            accepted = await self._prove(stranger)
         except (TermiteError, OSError) as exc:
-            self._refusals.note(host, str(exc))
+            self._refusals.note(stranger.host, str(exc))
             return
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._unproven.pop(task, None)
@@ -246,14 +258,24 @@ class Listener:
             accepted.drop("not listening any more")
             raise
 
-    async def _prove(self, sock: socket.socket, host: str, port: int) -> Accepted:
-        _prepare(sock)
+    async def _prove(self, stranger: _Stranger) -> Accepted:
+        _prepare(stranger.sock)
+        local_host = host_of(stranger.sock.getsockname())
         try:
             async with asyncio.timeout(self._limit_s):
-                purpose, session = await handshake.accept(sock, self._key, self._welcome)
+                if self._ssh_key is not None:
+                    stranger.sock = await _ssh().accept(stranger.sock, self._ssh_key)
+                purpose, session = await handshake.accept(stranger.sock, self._key, self._welcome)
         except TimeoutError:
             raise AuthError(f"did not prove that it holds our secret within {self._limit_s:g} s") from None
-        return Accepted(sock, session, purpose, host, port)
+        return Accepted(stranger.sock, session, purpose, stranger.host, stranger.port, local_host)
+
+
+@dataclass
+class _Stranger:
+    sock: socket.socket  # of the connection, then of its tunnel
+    host: str
+    port: int
 
 
 class _RefusalLog:
@@ -294,6 +316,13 @@ async def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
             sock.close()
             raise
     raise failure
+
+
+def _ssh() -> ModuleType:
+    """Loaded when first needed: paramiko takes a quarter of a second."""
+    from termite.wire import ssh
+
+    return ssh
 
 
 def _prepare(sock: socket.socket) -> None:
