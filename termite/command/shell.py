@@ -88,11 +88,14 @@ def shell_script(argv: Sequence[bytes], program: bytes = b"") -> bytes | None:
 
 
 def command_text(program: bytes, argv: Sequence[bytes]) -> bytes:
-    """The text that rules match: CMD of `sh -c CMD`, else the words with single spaces, quoted where needed."""
+    """The text that rules match: CMD of `sh -c CMD`, else the words with single spaces, quoted where needed.
+
+    The first word is the one that was written (argv[0]), not the path that it was found at.
+    """
     call = shell_call(argv, program)
     if call is not None:
         return call.script
-    words = [program or argv[0], *argv[1:]] if argv else [program]
+    words = argv or [program]
     return b" ".join([quoted(word) for word in words])
 
 

@@ -1,11 +1,10 @@
 """The box a task runs in, as a command line for mkbox.
 
-A mirror makes one *template* when it starts: a mount namespace whose root is a small tmpfs with the
-mirror's top-level directories bound into it and its top-level symlinks made natively (the kernel asks
-us for every symlink inside a FUSE mount, and /bin, /lib, /lib64 stand in front of nearly every path).
-A task joins a copy of it and adds what must be its own: the overlay on the writable root, /tmp,
-/var/tmp, /proc.  Only mkbox mounts anything; nothing here touches the file system beyond the
-template's directory.
+A mirror makes a *template* when it starts: a mount namespace whose root is a small tmpfs with the
+mirror's top-level directories bound into it and its top-level symlinks made natively (fewer walks
+through FUSE: /bin, /lib, /lib64 stand in front of nearly every path).  A task joins a copy of it and
+adds what must be its own: the overlay on the writable root, /tmp, /var/tmp, /proc.  Only mkbox mounts
+anything; nothing here touches the file system beyond the template's directory.
 """
 
 from __future__ import annotations
@@ -31,9 +30,91 @@ _TEMPLATE_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
-class BoxUser:
-    uid: int
+class BoxPlan:
+    """What all boxes of one mirror have in common."""
+
+    mkbox: bytes  # the program
+    mountpoint: bytes  # of the mirror
+    box_dir: bytes  # an empty directory to build templates on
+    root: bytes  # the writable root, relative to the box's /
+    uid: int  # of the tasks
     gid: int
+    host: str  # the host name that they see
+    net_fd: int  # their network namespace
+
+    def template_argv(self, top: Mapping[bytes, FileAttr]) -> list[bytes]:
+        """mkbox's arguments to build and hold a template for this top-level listing."""
+        argv = [self.mkbox, b"-q", b"-s", self.box_dir, b"--tmpfs-root"]
+        for name, attr in sorted(top.items()):
+            if name in OWN_TOP_LEVEL:
+                continue
+            if attr.is_symlink():
+                argv += [b"--from", attr.target, b"-L", name]
+            elif attr.is_dir() or attr.is_regular():
+                argv += [b"--from", os.path.join(self.mountpoint, name), b"-b", name]
+        for name in OWN_TOP_LEVEL:
+            argv += [b"-D", name]
+        return [*argv, b"--dev", b"/dev", b"--hold"]
+
+    def task_argv(self, first_fd: int) -> list[bytes]:
+        """mkbox's arguments for a task, but for what differs from task to task.
+
+        Descriptors from `first_fd` on, in this order: environment, status pipe, error pipe, task directory,
+        then those of the template (`Template.fds`).
+        """
+        env, status, error, task_dir, mnt, net, lower = (b"%d" % (first_fd + i) for i in range(7))
+        argv = [
+            *(b"termite-mkbox", b"-q", b"--mnt-ns", mnt, b"--net-ns", net, b"--lower-fd", lower),
+            *(b"--upper", b"/proc/self/fd/" + task_dir + b"/u", b"--work", b"/proc/self/fd/" + task_dir + b"/w"),
+            *(b"-t", b"/tmp", b"-t", b"/var/tmp", b"--pts", b"/dev/pts"),
+        ]
+        branch = fresh_branch(self.root)
+        if branch is not None:
+            argv += [b"--from", os.path.join(self.mountpoint, *branch), b"-b", paths.join(*branch)]
+        return [
+            *argv,
+            *(b"--writable", paths.absolute(self.root), b"--proc", b"/proc"),
+            *(b"-u", b"%d" % self.uid, b"-g", b"%d" % self.gid, b"--hostname", self.host.encode()),
+            *(b"--env-fd", env, b"--status-fd", status, b"--error-fd", error),
+        ]
+
+    def build(self, top: Mapping[bytes, FileAttr]) -> Template:
+        """A template; blocks and asks the mirror, so not on the event loop."""
+        process = subprocess.Popen(
+            self.template_argv(top), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}
+        )
+        assert process.stdout is not None and process.stderr is not None and process.stdin is not None
+        try:
+            if _read_line(process.stdout.fileno(), _TEMPLATE_LIMIT_S) != b"ready\n":
+                process.kill()
+                reason = process.stderr.read().decode("utf-8", "replace").strip()
+                raise BoxError(f"the box template cannot be made: {reason}")
+            mnt_fd = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                lower = os.path.join(self.mountpoint, self.root)
+                lower_fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except BaseException:
+                os.close(mnt_fd)
+                raise
+            return Template(mnt_fd, self.net_fd, lower_fd)
+        finally:
+            process.stdin.close()
+            process.wait(_TEMPLATE_LIMIT_S)
+            process.stdout.close()
+            process.stderr.close()
+
+
+class Template:
+    """The static part of boxes, held by descriptors for as long as anyone holds this object."""
+
+    def __init__(self, mnt_fd: int, net_fd: int, lower_fd: int) -> None:
+        self.lower_fd = lower_fd  # the writable root as the mirror shows it, O_PATH
+        self.fds = (mnt_fd, net_fd, lower_fd)
+        self._own = (mnt_fd, lower_fd)
+
+    def __del__(self) -> None:
+        for fd in self._own:
+            os.close(fd)
 
 
 def fresh_branch(root: bytes) -> tuple[bytes, bytes] | None:
@@ -47,95 +128,6 @@ def fresh_branch(root: bytes) -> tuple[bytes, bytes] | None:
             branch = root[len(fresh) + 1 :].split(b"/", 1)[0]
             return (fresh, branch) if paths.join(fresh, branch) != root else None
     return None
-
-
-class Template:
-    """The static part of all boxes of one mirror: a mount namespace, and the network namespace `net_fd`."""
-
-    def __init__(
-        self, mkbox: bytes, mountpoint: bytes, box_dir: bytes, root: bytes, user: BoxUser, host: str, net_fd: int
-    ) -> None:
-        self._mkbox = mkbox
-        self._mountpoint = mountpoint
-        self._box_dir = box_dir
-        self._root = root
-        self._user = user
-        self._host = host
-        self._net_fd = net_fd
-        self._mnt_fd = -1
-        self._lower_fd = -1
-
-    @property
-    def lower_fd(self) -> int:
-        """The writable root as the mirror shows it, O_PATH."""
-        return self._lower_fd
-
-    def build(self, top: Mapping[bytes, FileAttr]) -> None:
-        """(Re)makes the template for this top-level listing; blocks, asks the mirror: not on the event loop."""
-        argv = self.template_argv(top)
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, close_fds=True
-        )
-        assert process.stdout is not None and process.stderr is not None and process.stdin is not None
-        try:
-            if _read_line(process.stdout.fileno(), _TEMPLATE_LIMIT_S) != b"ready\n":
-                process.kill()
-                reason = process.stderr.read().decode("utf-8", "replace").strip()
-                raise BoxError(f"the box template cannot be made: {reason}")
-            mnt_fd = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            lower_fd = os.open(os.path.join(self._mountpoint, self._root), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        finally:
-            process.stdin.close()
-            process.wait(_TEMPLATE_LIMIT_S)
-            process.stdout.close()
-            process.stderr.close()
-        self.close()
-        self._mnt_fd, self._lower_fd = mnt_fd, lower_fd
-        for fd in (mnt_fd, lower_fd, self._net_fd):
-            os.set_inheritable(fd, True)  # mkbox is the only program that this process starts
-
-    def template_argv(self, top: Mapping[bytes, FileAttr]) -> list[bytes]:
-        argv = [self._mkbox, b"-q", b"-s", self._box_dir, b"--tmpfs-root"]
-        for name, attr in sorted(top.items()):
-            if name in OWN_TOP_LEVEL:
-                continue
-            if attr.is_symlink():
-                argv += [b"--from", attr.target, b"-L", name]
-            elif attr.is_dir() or attr.is_regular():
-                argv += [b"--from", os.path.join(self._mountpoint, name), b"-b", name]
-        for name in OWN_TOP_LEVEL:
-            argv += [b"-D", name]
-        return [*argv, b"--dev", b"/dev", b"--hold"]
-
-    def task_argv(
-        self, *, task_dir_fd: int, env_fd: int, status_fd: int, error_fd: int, cwd: bytes, umask: int, program: bytes
-    ) -> list[bytes]:
-        """mkbox's arguments for one task, up to and including `--`; the command's argv follows."""
-        argv = [
-            *(b"termite-mkbox", b"-q"),
-            *(b"--mnt-ns", b"%d" % self._mnt_fd, b"--net-ns", b"%d" % self._net_fd),
-            *(b"--lower-fd", b"%d" % self._lower_fd),
-            *(b"--upper", b"/proc/self/fd/%d/u" % task_dir_fd, b"--work", b"/proc/self/fd/%d/w" % task_dir_fd),
-            *(b"-t", b"/tmp", b"-t", b"/var/tmp", b"--pts", b"/dev/pts"),
-        ]
-        branch = fresh_branch(self._root)
-        if branch is not None:
-            argv += [b"--from", os.path.join(self._mountpoint, *branch), b"-b", paths.join(*branch)]
-        argv += [
-            *(b"--writable", paths.absolute(self._root), b"--proc", b"/proc"),
-            *(b"-u", b"%d" % self._user.uid, b"-g", b"%d" % self._user.gid),
-            *(b"--umask", b"%o" % umask, b"-d", paths.absolute(cwd), b"--hostname", self._host.encode()),
-            *(b"--env-fd", b"%d" % env_fd, b"--status-fd", b"%d" % status_fd, b"--error-fd", b"%d" % error_fd),
-        ]
-        if program:
-            argv += [b"-B", program]
-        return [*argv, b"--"]
-
-    def close(self) -> None:
-        for fd in (self._mnt_fd, self._lower_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._mnt_fd = self._lower_fd = -1
 
 
 def _read_line(fd: int, limit_s: float) -> bytes:
@@ -156,7 +148,8 @@ def _read_line(fd: int, limit_s: float) -> bytes:
 def box_environment(env: list[bytes], root: bytes) -> bytes:
     """The command's environment as mkbox reads it: NUL-terminated, without a TMPDIR that the box does not have."""
     kept = [e for e in env if b"=" in e and not (e.startswith(b"TMPDIR=") and not _has_tmpdir(e[7:], root))]
-    return b"".join(e + b"\0" for e in kept)
+    kept.append(b"")
+    return b"\0".join(kept)
 
 
 def _has_tmpdir(directory: bytes, root: bytes) -> bool:

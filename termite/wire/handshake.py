@@ -16,15 +16,18 @@ from termite.wire import auth
 from termite.wire.auth import Purpose, Role, Status
 from termite.wire.framing import Session
 
-_SSH = b"SSH-"
+SSH_IDENTITY = b"SSH-2.0-termite"
+"""How one of ours begins whose secret is an SSH key (`wire/ssh.py`)."""
 
 
 async def dial_in(sock: socket.socket, key: bytes, purpose: Purpose) -> Session:
     """The dialer's side; `key` is an `auth.handshake_key`."""
     loop = asyncio.get_running_loop()
-    magic, nonce_acceptor = auth.unpack_challenge(await _read(loop, sock, auth.CHALLENGE_BYTES))
-    if magic.startswith(_SSH):
+    challenge = await _read(loop, sock, auth.CHALLENGE_BYTES)
+    if challenge.startswith(SSH_IDENTITY):
         await loop.sock_sendall(sock, auth.MAGIC)  # so that it knows who hangs up, and why
+        raise _speaks_ssh()
+    magic, nonce_acceptor = auth.unpack_challenge(challenge)
     _check_magic(magic)
     nonce_dialer = auth.new_nonce()
     proven = auth.proof(key, nonce_dialer, nonce_acceptor, Role.DIALER, purpose)
@@ -48,10 +51,10 @@ async def accept(sock: socket.socket, key: bytes, welcome: Collection[Purpose]) 
     loop = asyncio.get_running_loop()
     nonce_acceptor = auth.new_nonce()
     await loop.sock_sendall(sock, auth.pack_challenge(nonce_acceptor))
-    magic = await _read(loop, sock, len(auth.MAGIC))
-    if magic.startswith(_SSH):
-        _check_magic(magic)  # it will not send a whole answer
-    answer = auth.unpack_answer(magic + await _read(loop, sock, auth.ANSWER_BYTES - len(magic)))
+    begin = await _read(loop, sock, len(SSH_IDENTITY))
+    if begin == SSH_IDENTITY:
+        raise _speaks_ssh()  # it will not send a whole answer
+    answer = auth.unpack_answer(begin + await _read(loop, sock, auth.ANSWER_BYTES - len(begin)))
     if auth.is_other_version(answer.magic):
         await loop.sock_sendall(sock, auth.pack_verdict(Status.WRONG_VERSION))
     _check_magic(answer.magic)
@@ -69,12 +72,14 @@ async def accept(sock: socket.socket, key: bytes, welcome: Collection[Purpose]) 
 
 
 def _check_magic(magic: bytes) -> None:
-    if magic.startswith(_SSH):
-        raise AuthError("speaks SSH: its secret is an SSH key, ours is not; give both sides the same secret file")
     if auth.is_other_version(magic):
         raise WireError("speaks another version of the protocol; install the same version on both sides")
     if magic != auth.MAGIC:
         raise AuthError("does not speak our protocol; is it the port of another program?")
+
+
+def _speaks_ssh() -> AuthError:
+    return AuthError("speaks SSH: its secret is an SSH key, ours is not; give both sides the same secret file")
 
 
 async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int) -> bytes:

@@ -123,9 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         limits: Limits = DEFAULT_LIMITS,
     ) -> Connection:
         """Carry on with an authenticated socket, here or in another process; the socket is owned from now on."""
-        conn = cls(
-            session, handler, name=name, heartbeat_s=heartbeat_s, silence_limit_s=silence_limit_s, limits=limits
-        )
+        conn = cls(session, handler, name=name, heartbeat_s=heartbeat_s, silence_limit_s=silence_limit_s, limits=limits)
         sock.setblocking(False)
         try:
             await conn._loop.create_connection(lambda: conn, sock=sock)

@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from termite.errors import AuthError, PeerLost, SecretError, TermiteError, WireError
 from termite.wire import auth
+from termite.wire.handshake import SSH_IDENTITY
 from termite.wire.secret import parse_ssh_key
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ _PARAMIKO_LOG = f"{__name__}.paramiko"
 logging.getLogger(_PARAMIKO_LOG).setLevel(logging.CRITICAL)
 
 # At least as long as the challenge that a peer without SSH waits for, so that it can answer at once.
-_IDENTITY = "SSH-2.0-termite_for_holders_of_the_key_only"
+_IDENTITY = SSH_IDENTITY.decode() + "_for_holders_of_the_key_only"
 _USER = "termite"
 _KEX = ("mlkem768x25519-sha256", "curve25519-sha256@libssh.org")
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
@@ -51,7 +52,7 @@ _DIGESTS = ("hmac-sha2-256-etm@openssh.com",)  # negotiated, but unused: the cip
 _KEY_TYPES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}  # of others, the name itself
 
 _WINDOW_BYTES = 8 * 1024 * 1024
-_PACKET_BYTES = 128 * 1024
+_PACKET_BYTES = 256 * 1024  # a piece of a body and its frame
 _CHUNK_BYTES = _PACKET_BYTES - 64  # what paramiko puts into one packet
 _READ_BYTES = 256 * 1024
 _MAX_UNPROVEN_BYTES = 64 * 1024  # an honest peer needs a tenth
@@ -359,7 +360,7 @@ class _Tunnel(threading.Thread):
 
 
 def _carry_out(outer: socket.socket, channel: paramiko.Channel) -> None:
-    """Until our end is closed, or the channel is: then what else is written to the pair is dropped."""
+    """Until our end is closed; when the channel is, what else is written to the pair is dropped."""
     try:
         while data := outer.recv(_CHUNK_BYTES):
             channel.sendall(data)
@@ -380,7 +381,9 @@ def _carry_in(channel: paramiko.Channel, outer: socket.socket) -> None:
             outer.sendall(data)
     except (OSError, EOFError, paramiko.SSHException):
         pass
-    _shutdown(outer, socket.SHUT_RDWR)
+    # Our end finds the end after what it has not read yet.  It may go on writing until then, to nobody:
+    # a broken pipe is news that a transport of asyncio does not expect before the end of file.
+    _shutdown(outer, socket.SHUT_WR)
 
 
 def _shutdown(sock: socket.socket, how: int) -> None:

@@ -30,8 +30,9 @@ from termite import paths
 from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
-from termite.mirror.box import BoxUser, Template
+from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount
+from termite.mirror.overlay import Reaped
 from termite.mirror.view import Owner, View
 from termite.store.local import ContentStore
 from termite.wire.framing import Session
@@ -61,7 +62,9 @@ from termite.wire.messages import (
 )
 from termite.wire.rpc import Connection, FileBody, Reply, Result
 from termite.worker import control
-from termite.worker.task import TaskRun
+from termite.worker.boxes import FIRST_EXTRA, Boxes
+from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, remove
+from termite.worker.task import TaskPlace, TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +91,15 @@ class Mirror:
         self._control = control_socket
         self._net_fd = net_fd
         self._loop = asyncio.get_running_loop()
-        self._user = BoxUser(start.uid, start.gid)
         self._store = ContentStore(start.store, start.store_bytes)
         self._cache = AttrCache()
         self._view: View | None = None
         self._mount: Mount | None = None
-        self._template: Template | None = None
-        self._template_ready: asyncio.Future[None] | None = None
+        self._plan: BoxPlan | None = None
+        self._place: TaskPlace | None = None  # None: no template yet
+        self._boxes: Boxes | None = None
+        self._scratch: Scratch | None = None
+        self._sampler: asyncio.TimerHandle | None = None
         self._root = b""
         self._tasks: dict[int, TaskRun] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -103,7 +108,6 @@ class Mirror:
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
         self._cleaner = ThreadPoolExecutor(1, "clean")
-        self._serial = 0
         self.conn: Connection
 
     # -- requests of the master ----------------------------------------------------------------------
@@ -142,28 +146,48 @@ class Mirror:
             self._cache,
             self._ask_dir,
             self._ask_file,
-            owner=Owner(message.uid, message.gid, self._user.uid, self._user.gid),
+            owner=Owner(message.uid, message.gid, self.start.uid, self.start.gid),
             on_stale=self._forget_soon,
         )
         mountpoint = os.path.join(self.start.directory, b"mnt")
         box_dir = os.path.join(self.start.directory, b"box")
-        for directory in (mountpoint, box_dir, os.path.join(self.start.directory, b"tasks")):
+        for directory in (mountpoint, box_dir):
             os.mkdir(directory, 0o755)
+        self._scratch = Scratch(self.start.directory)
         self._mount = Mount(self._view, mountpoint)
-        host = message.master.partition("@")[2].partition(":")[0]
         await asyncio.to_thread(self._mount.start)
-        self._template = Template(self.start.mkbox, mountpoint, box_dir, self._root, self._user, host, self._net_fd)
+        self._boxes = Boxes(self.start.mkbox)
+        host = message.master.partition("@")[2].partition(":")[0]
+        self._plan = BoxPlan(
+            mkbox=self.start.mkbox,
+            mountpoint=mountpoint,
+            box_dir=box_dir,
+            root=self._root,
+            uid=self.start.uid,
+            gid=self.start.gid,
+            host=host,
+            net_fd=self._net_fd,
+        )
         await self._make_template()
         self._tell_daemon(control.Wants(message.jobs, message.master))
         log.info("mirror of %s is mounted", message.master)
         return MirrorOpened(name=self.start.name, jobs=self.granted, arch=self.start.arch)
 
     async def _make_template(self) -> None:
-        assert self._template is not None
-        template = self._template
+        assert self._plan is not None and self._boxes is not None
         await self._ask_dir_async(b"")
         top = dict(self._cache.listing(b"") or {})
-        await asyncio.to_thread(template.build, top)
+        template = await asyncio.to_thread(self._plan.build, top)
+        self._place = TaskPlace(
+            boxes=self._boxes,
+            argv=self._plan.task_argv(FIRST_EXTRA),
+            template=template,
+            root=self._root,
+            uid=self.start.uid,
+            gid=self.start.gid,
+            lower=self._lower,
+            store=self._store,
+        )
 
     # -- questions to the master ---------------------------------------------------------------------
 
@@ -248,41 +272,72 @@ class Mirror:
     # -- tasks -----------------------------------------------------------------------------------------
 
     async def _run(self, run: Run, stale: list[Stale]) -> Reply:
-        if self._template is None:
+        if self._place is None:
             raise WireError("Run came before OpenMirror")
         await self._forget(run.changes, stale)
-        self._serial += 1
-        task = TaskRun(
-            run,
-            directory=os.path.join(self.start.directory, b"tasks", b"%d" % self._serial),
-            template=self._template,
-            mkbox=self.start.mkbox,
-            user=self._user,
-            root=self._root,
-            root_attr=self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755),
-            lower=self._lower,
-            store=self._store,
-            send=lambda message, body: self.conn.call(message, body=body, timeout_s=None),
-            stdin=partial(self._ask_stdin, run.task),
-        )
-        self._tasks[run.task] = task
         try:
             await self._slot()
             try:
-                reply, reaped = await task.run()
+                reply, reaped = await self._run_in_box(run)
             finally:
                 self._leave_slot()
-            self._keep_large(reply)
-            for note in reaped.notes:
-                log.info("task %d: %s", run.task, note)
-            self.done += 1
-            return reply
         except (BoxError, Canceled, StoreError) as e:
             log.warning("task %d: %s", run.task, e)
             raise
+        self._keep_large(reply)
+        for note in reaped.notes:
+            log.info("task %d: %s", run.task, note)
+        self.done += 1
+        return reply
+
+    async def _run_in_box(self, run: Run) -> tuple[Reply, Reaped]:
+        """Runs the command; once more, on disk, if it failed when memory for its files was short."""
+        assert self._scratch is not None
+        task, on_disk = self._task(run, on_disk=False, skip=[0, 0, 0])
+        reply, reaped = await self._run_task(task)
+        assert isinstance(reply.message, Done)
+        if reply.message.status == 0 or on_disk or not self._scratch.was_tight(task.started):
+            return reply, reaped
+        if task.stdin_read:
+            raise BoxError("failed while memory for its files was short, after it had read its stdin")
+        log.info("task %d: failed while memory for its files was short; again on disk", run.task)
+        task, _ = self._task(run, on_disk=True, skip=task.sent)
+        return await self._run_task(task)
+
+    def _task(self, run: Run, *, on_disk: bool, skip: list[int]) -> tuple[TaskRun, bool]:
+        assert self._place is not None and self._scratch is not None
+        directory, on_disk = self._scratch.place(on_disk)
+        task = TaskRun(
+            run,
+            self._place,
+            directory,
+            self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755),
+            lambda message, body: self.conn.call(message, body=body, timeout_s=None),
+            partial(self._ask_stdin, run.task),
+            skip,
+        )
+        return task, on_disk
+
+    async def _run_task(self, task: TaskRun) -> tuple[Reply, Reaped]:
+        number = task.request.task
+        self._tasks[number] = task
+        self._sample_soon()
+        try:
+            return await task.run()
         finally:
-            del self._tasks[run.task]
-            self._cleaner.submit(task.clear)
+            del self._tasks[number]
+            self._cleaner.submit(remove, task.directory)
+
+    def _sample_soon(self) -> None:
+        if self._sampler is None:
+            self._sampler = self._loop.call_later(SAMPLE_EVERY_S, self._sample)
+
+    def _sample(self) -> None:
+        """Watches the memory while tasks run."""
+        self._sampler = None
+        if self._tasks and self._scratch is not None:
+            self._scratch.sample()
+            self._sample_soon()
 
     async def _ask_stdin(self, task: int) -> bytes:
         reply = await self.conn.call(WantStdin(task), timeout_s=None)
@@ -303,7 +358,12 @@ class Mirror:
             return
         turn: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(turn)
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave_slot()  # it came in the same moment
+            raise
 
     def _leave_slot(self) -> None:
         self._running -= 1
@@ -383,8 +443,10 @@ class Mirror:
         for task in tasks:
             task.cancel()
         await self.conn.close("the mirror ends")
-        if self._template is not None:
-            self._template.close()
+        if self._boxes is not None:
+            self._boxes.close()
+        if self._sampler is not None:
+            self._sampler.cancel()
         self._notifier.shutdown(wait=False, cancel_futures=True)
         if self._mount is not None:
             await asyncio.to_thread(self._mount.stop)

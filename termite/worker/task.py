@@ -10,20 +10,20 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
-import signal
 import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from termite.attr.fileattr import FileAttr
 from termite.errors import BoxError, Canceled, TermiteError
-from termite.mirror.box import BoxUser, Template, box_environment
+from termite.mirror.box import Template, box_environment
 from termite.mirror.overlay import Reaped, reap
 from termite.store.local import ContentStore
 from termite.wire.messages import Done, Output, Run
 from termite.wire.rpc import Reply
+from termite.worker.boxes import Boxes
 from termite.worker.stdin import waits_for
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,9 @@ Stdin = Callable[[], Awaitable[bytes]]
 class Stream:
     """One of a command's output pipes."""
 
-    def __init__(self, number: int, task: TaskRun) -> None:
+    def __init__(self, number: int, task: TaskRun, skip: int) -> None:
         self.number = number
+        self._skip = skip  # bytes that were sent before, by an earlier run
         self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.read_fd, False)
         self.waiting = bytearray()
@@ -82,7 +83,7 @@ class Stream:
         if not piece:
             self.pause()
             return
-        self.waiting += piece
+        self._take(piece)
         self._task.output_waits()
         if len(self.waiting) >= BACKLOG_BYTES:
             self.pause()
@@ -92,8 +93,13 @@ class Stream:
         self.pause()
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self.read_fd, PIECE):
-                self.waiting += piece
+                self._take(piece)
         self.close()
+
+    def _take(self, piece: bytes) -> None:
+        skipped = min(self._skip, len(piece))
+        self._skip -= skipped
+        self.waiting += piece[skipped:] if skipped else piece
 
     def close(self) -> None:
         self.pause()
@@ -103,43 +109,53 @@ class Stream:
         self.read_fd = self.write_fd = -1
 
 
+@dataclass(frozen=True)
+class TaskPlace:
+    """What a mirror gives its tasks, the same for all of them until its template changes."""
+
+    boxes: Boxes
+    argv: list[bytes]  # mkbox's, from BoxPlan.task_argv
+    template: Template
+    root: bytes
+    uid: int
+    gid: int
+    lower: Callable[[bytes], FileAttr]  # what stands at a path beneath the overlay; may block
+    store: ContentStore
+
+
 class TaskRun:
-    """One run; `run` may be called once."""
+    """One run; `run` may be called once.
+
+    `skip`: bytes of stdout and stderr (by number) that an earlier run of the same task has sent.
+    """
 
     def __init__(
         self,
         run: Run,
-        *,
+        place: TaskPlace,
         directory: bytes,
-        template: Template,
-        mkbox: bytes,
-        user: BoxUser,
-        root: bytes,
         root_attr: FileAttr,
-        lower: Callable[[bytes], FileAttr],
-        store: ContentStore,
         send: Send,
         stdin: Stdin,
+        skip: list[int],
     ) -> None:
         self.request = run
-        self._directory = directory
-        self._template = template
-        self._mkbox = mkbox
-        self._user = user
-        self._root = root
+        self.sent = list(skip)  # by stream number, over all runs of this task
+        self.stdin_read = False
+        self.started = time.monotonic()
+        self._place = place
+        self.directory = directory
         self._root_attr = root_attr
-        self._lower = lower
-        self._store = store
         self._send = send
         self._stdin = stdin
+        self._skip = skip
         self._streams: list[Stream] = []
         self._pump: asyncio.Task[None] | None = None
         self._stream_timer: asyncio.TimerHandle | None = None
         self._feeder: asyncio.Task[None] | None = None
-        self._pid = 0
+        self._box = 0  # 0: not started, or ended
+        self._trouble = ""  # why the box could not be started
         self._ended_by: TermiteError | None = None  # why it was ended from outside
-        self.command = b" ".join(run.argv)[:200]
-        self.started = time.time()
 
     async def run(self) -> tuple[Reply, Reaped]:
         """The answer to `Run`, and what was reaped; BoxError if the command was never started."""
@@ -164,60 +180,42 @@ class TaskRun:
     def cancel(self, reason: TermiteError | None = None) -> None:
         """Ends the command now, with everything it started; `run` raises the reason."""
         self._ended_by = self._ended_by or reason or Canceled("cancelled")
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+        if self._box:
+            self._place.boxes.kill(self._box)
 
     # -- before ----------------------------------------------------------------------------------------
 
     def _make_directory(self) -> None:
         """The overlay's directories; the upper one stands for the writable root, so it looks like it."""
-        upper = os.path.join(self._directory, b"u")
+        upper = os.path.join(self.directory, b"u")
         try:
-            os.mkdir(self._directory, 0o755)
+            os.mkdir(self.directory, 0o755)
             os.mkdir(upper, 0o755)
-            os.mkdir(os.path.join(self._directory, b"w"), 0o755)
-            os.chown(upper, self._user.uid, self._user.gid)
+            os.mkdir(os.path.join(self.directory, b"w"), 0o755)
+            os.chown(upper, self._place.uid, self._place.gid)
             os.chmod(upper, stat.S_IMODE(self._root_attr.mode))
             os.utime(upper, ns=(self._root_attr.mtime_ns, self._root_attr.mtime_ns))
         except OSError as e:
-            raise BoxError(f"cannot make a task directory in {os.fsdecode(self._directory)}: {e.strerror}") from e
+            raise BoxError(f"cannot make a task directory in {os.fsdecode(self.directory)}: {e.strerror}") from e
 
-    def _spawn(self, stdin_fd: int, status_fd: int, error_fd: int) -> None:
-        run = self.request
-        env_fd = os.memfd_create("environment", 0)
-        task_dir_fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY)
+    def _start(self, stdin_fd: int, status_fd: int, error_fd: int) -> int:
+        """The number of the box."""
+        run, place = self.request, self._place
+        env_fd = os.memfd_create("environment", os.MFD_CLOEXEC)
+        task_dir_fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.write(env_fd, box_environment(run.env, self._root))
-            for fd in (task_dir_fd, status_fd, error_fd):
-                os.set_inheritable(fd, True)
-            argv = self._template.task_argv(
-                task_dir_fd=task_dir_fd,
-                env_fd=env_fd,
-                status_fd=status_fd,
-                error_fd=error_fd,
-                cwd=run.cwd,
-                umask=run.umask,
-                program=run.program,
-            )
-            out = self._streams[0].write_fd
-            err = self._streams[-1].write_fd
-            self._pid = os.posix_spawn(
-                self._mkbox,
-                [*argv, *run.argv],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, stdin_fd, 0),
-                    (os.POSIX_SPAWN_DUP2, out, 1),
-                    (os.POSIX_SPAWN_DUP2, err, 2),
-                ],
-                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-            )
-        except OSError as e:
-            raise BoxError(f"cannot start {os.fsdecode(self._mkbox)}: {e.strerror}") from e
+            os.write(env_fd, box_environment(run.env, place.root))
+            program = (b"-B", run.program) if run.program else ()
+            argv = [*place.argv, b"--umask", b"%o" % run.umask, b"-d", b"/" + run.cwd, *program, b"--", *run.argv]
+            stdio = (stdin_fd, self._streams[0].write_fd, self._streams[-1].write_fd)
+            extra = (env_fd, status_fd, error_fd, task_dir_fd, *place.template.fds)
+            return place.boxes.start(argv, stdio, extra, self._not_started)
         finally:
             os.close(env_fd)
             os.close(task_dir_fd)
+
+    def _not_started(self, reason: str) -> None:
+        self._trouble = reason
 
     # -- during ----------------------------------------------------------------------------------------
 
@@ -225,12 +223,13 @@ class TaskRun:
         """(raw wait status, CPU microseconds) of the command."""
         if self._ended_by is not None:
             raise self._ended_by
-        self._streams = [Stream(1, self)] if self.request.merged else [Stream(1, self), Stream(2, self)]
+        numbers = (1,) if self.request.merged else (1, 2)
+        self._streams = [Stream(number, self, self._skip[number]) for number in numbers]
         status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         error_read, error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         stdin_read, stdin_write = self._open_stdin()
         try:
-            self._spawn(stdin_read, status_write, error_write)
+            self._box = self._start(stdin_read, status_write, error_write)
             for fd in (status_write, error_write, stdin_read):
                 os.close(fd)
             status_write = error_write = stdin_read = -1
@@ -238,8 +237,8 @@ class TaskRun:
                 stream.watch()
             if stdin_write >= 0:
                 self._feeder = asyncio.get_running_loop().create_task(self._feed(stdin_write))
-            await self._ended()
-            return self._outcome(status_read, error_read)
+            status = await self._status(status_read)
+            return self._outcome(status, error_read)
         except BaseException:
             for stream in self._streams:
                 stream.close()
@@ -265,9 +264,10 @@ class TaskRun:
         try:
             while True:
                 await asyncio.sleep(pause)
-                if not waits_for(self._pid, pipe):
+                if not waits_for(os.getpid(), pipe):
                     pause = min(2 * pause, LAST_LOOK_S)
                     continue
+                self.stdin_read = True
                 piece = await self._stdin()
                 if not piece:
                     return
@@ -292,37 +292,32 @@ class TaskRun:
                 finally:
                     loop.remove_writer(fd)
 
-    async def _ended(self) -> None:
-        """Returns when mkbox has ended, and with it everything in the box."""
+    async def _status(self, fd: int) -> bytes:
+        """What mkbox says of the command's end, when everything in the box is dead; b"" if it says nothing."""
         loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(self._pid)
-        ended = asyncio.Event()
-        loop.add_reader(pidfd, ended.set)
+        readable = asyncio.Event()
+        loop.add_reader(fd, readable.set)
         try:
-            await ended.wait()
+            await readable.wait()
+            return os.read(fd, _STATUS.size)
         except asyncio.CancelledError:
             self.cancel()
             raise
         finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            os.waitpid(self._pid, 0)  # at once, or within the time a killed box takes to die
-            self._pid = 0
+            loop.remove_reader(fd)
+            self._place.boxes.ended(self._box)
+            self._box = 0
 
-    def _outcome(self, status_fd: int, error_fd: int) -> tuple[int, int]:
-        try:
-            raw = os.read(status_fd, _STATUS.size)
-        except BlockingIOError:
-            raw = b""
+    def _outcome(self, status: bytes, error_fd: int) -> tuple[int, int]:
         if self._ended_by is not None:
             raise self._ended_by
-        if len(raw) == _STATUS.size:
-            status, cpu_us = _STATUS.unpack(raw)
-            return status, cpu_us
+        if len(status) == _STATUS.size:
+            raw, cpu_us = _STATUS.unpack(status)
+            return raw, cpu_us
         try:
             text = os.read(error_fd, 4096).decode("utf-8", "replace").strip()
         except BlockingIOError:
-            text = ""
+            text = self._trouble
         raise BoxError(text or "the box ended without telling its command's status (killed? out of memory?)")
 
     # -- output ----------------------------------------------------------------------------------------
@@ -338,7 +333,7 @@ class TaskRun:
 
     def _start_pump(self) -> None:
         self._stop_timer()
-        if self._pump is None and self._pid:
+        if self._pump is None and self._box:
             self._pump = asyncio.get_running_loop().create_task(self._send_waiting())
 
     def _stop_timer(self) -> None:
@@ -352,8 +347,9 @@ class TaskRun:
             while stream := next((s for s in self._streams if len(s.waiting) > leave), None):
                 piece = bytes(stream.waiting[:PIECE])
                 del stream.waiting[: len(piece)]
+                self.sent[stream.number] += len(piece)
                 await self._send(Output(self.request.task, stream.number), piece)
-                if self._pid and len(stream.waiting) < BACKLOG_BYTES:
+                if self._box and len(stream.waiting) < BACKLOG_BYTES:
                     stream.resume()
         finally:
             self._pump = None
@@ -373,10 +369,8 @@ class TaskRun:
     # -- after -----------------------------------------------------------------------------------------
 
     async def _reap(self) -> Reaped:
-        upper = os.path.join(self._directory, b"u")
-        lower_fd = self._template.lower_fd
-        return await asyncio.to_thread(reap, upper, self._root, self._lower, self._store, lower_fd=lower_fd)
-
-    def clear(self) -> None:
-        """Removes the task's directory; on any thread."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        place = self._place
+        upper = os.path.join(self.directory, b"u")
+        return await asyncio.to_thread(
+            reap, upper, place.root, place.lower, place.store, lower_fd=place.template.lower_fd
+        )
