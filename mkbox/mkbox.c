@@ -5,15 +5,16 @@
      options -> plan -> (--explain prints the plan and stops)
              -> HERE      what must be fetched while the caller's files are still in sight
              -> INSIDE    new namespaces, then every mount, one step after the other
-             -> AS_INIT   process 1 of the box: /proc, limits, and giving up every privilege
+             -> AS_INIT   /proc, limits, and giving up every privilege
              -> the command, until it ends; then everything it left behind is killed
 
-   Three processes take part.  The first one (outer) stays root, waits and reports.  Its child is
-   process 1 of the box (init); it shares the outer one's memory, so that starting it copies nothing
-   and its report needs no pipe.  Init's child becomes the command.
+   Three processes take part.  The starter stays root, starts the second one, and waits.  Its child is
+   process 1 of the box (init): it makes the box around itself, and tells how the command ended.
+   Init's child becomes the command.  The starter is this program, or with --serve a server that makes
+   one box after the other (mkbox_serve.c).
 
-   This program runs once per remote command, so a system call that can be spared is spared: mount
-   points are created only after mounting has failed for want of one. */
+   This is done once per remote command, so a system call that can be spared is spared: mount points
+   are created only after mounting has failed for want of one. */
 
 #define _GNU_SOURCE
 #include "mkbox.h"
@@ -32,16 +33,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Init writes it, the outer process, whose memory it is, reads it when init has ended. */
-static struct {
-    bool valid;
-    int status;
-    uint64_t cpu_us;
-} report;
+int starter_pidfd; /* init, in another PID namespace, has no other way to ask whether its starter lives */
 
-static int outer_pidfd; /* init, in another PID namespace, has no other way to ask whether outer lives */
-
-static void end_with_parent(void)
+void end_with_parent(void)
 {
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         fail(errno, "cannot bind this process's life to its parent's");
@@ -58,7 +52,7 @@ static void check_parent(pid_t parent_at_start)
 
 /* Interpreters ignore SIGPIPE and hand that on; a command must not notice who has started it.  Real-time
    signals are left alone: nobody hands those on ignored, and asking costs as much as all that is here. */
-static void reset_signals(void)
+void reset_signals(void)
 {
     sigset_t none;
     sigemptyset(&none);
@@ -67,15 +61,21 @@ static void reset_signals(void)
         signal(number, SIG_DFL); /* refuses KILL and STOP */
 }
 
-/* pread, because the writer of a memfd has left the shared offset at its end. */
+/* pread, because the writer of a memfd has left the shared offset at its end.  An ordinary environment
+   has room without asking for memory. */
 static void read_environment(void)
 {
-    size_t used = 0, room = 16384, count = 0;
-    char *text = malloc(room + 1);
-    for (ssize_t n; text; used += n) {
-        if (used == room)
-            text = realloc(text, (room *= 2) + 1);
-        n = text ? pread(opt.env_fd, text + used, room - used, used) : 0;
+    static char small_text[16384], *small_list[512];
+    char *text = small_text, *larger;
+    size_t used = 0, room = sizeof small_text - 1, count = 0;
+    for (ssize_t n;; used += n) {
+        if (used == room) {
+            larger = malloc((room *= 2) + 1);
+            if (!larger)
+                fail(ENOMEM, "cannot hold the environment");
+            text = memcpy(larger, text, used);
+        }
+        n = pread(opt.env_fd, text + used, room - used, used);
         if (n < 0 && errno == ESPIPE)
             n = read(opt.env_fd, text + used, room - used);
         if (n < 0)
@@ -83,12 +83,10 @@ static void read_environment(void)
         if (n == 0)
             break;
     }
-    if (!text)
-        fail(ENOMEM, "cannot hold the environment");
     text[used] = 0;
     for (size_t i = 0; i < used; i++)
         count += !text[i];
-    opt.env = calloc(count + 2, sizeof *opt.env);
+    opt.env = count + 2 <= sizeof small_list / sizeof *small_list ? small_list : calloc(count + 2, sizeof *opt.env);
     if (!opt.env)
         fail(ENOMEM, "cannot hold the environment");
     char **entry = opt.env;
@@ -140,68 +138,85 @@ static void execute_program(const char *program)
     errno = denied ? EACCES : ENOENT;
 }
 
-static _Noreturn void become_command(void)
+static _Noreturn void __attribute__((noinline)) not_executed(const char *program, int error)
 {
     char text[LINE_BYTES];
-    const char *program = opt.program ? opt.program : opt.argv[0];
-    close_range(STDERR_FILENO + 1, ~0U, 0);
-    execute_program(program);
-    int error = errno;
     snprintf(text, sizeof text, "termite: %s: %s", program, strerror(error));
     write_line(STDERR_FILENO, text);
     _exit(error == ENOENT || error == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
 }
 
-/* Process 1 of the box.  It is the command's user, yet the command can neither trace it (it is not
-   dumpable) nor kill it (the kernel keeps signals from inside away from process 1). */
-static int init(void *unused)
+static _Noreturn void become_command(void)
 {
-    (void)unused;
+    const char *program = opt.program ? opt.program : opt.argv[0];
+    close_range(STDERR_FILENO + 1, ~0U, 0);
+    execute_program(program);
+    not_executed(program, errno);
+}
+
+static void tell_status(int status)
+{
+    struct rusage usage;
+    unsigned char bytes[12];
+    getrusage(RUSAGE_CHILDREN, &usage);
+    uint64_t cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * UINT64_C(1000000) + usage.ru_utime.tv_usec
+        + usage.ru_stime.tv_usec;
+    for (int i = 0; i < 4; i++)
+        bytes[i] = (uint32_t)status >> (8 * i);
+    for (int i = 0; i < 8; i++)
+        bytes[4 + i] = cpu_us >> (8 * i);
+    write_all(opt.status_fd, bytes, sizeof bytes);
+}
+
+/* Process 1 of the box.  It is the command's user, yet the command can neither trace it (it is not
+   dumpable) nor kill it (the kernel keeps signals from inside away from process 1).  Every other
+   process of the box is its child sooner or later: when it has no child left, the box is empty, and
+   nothing can be written any more.  Unmounting falls to its own end, after the status has been told. */
+_Noreturn void make_box(void)
+{
+    int inherited = umask(022); /* for the mount points made on the way */
+    if (opt.umask < 0)
+        opt.umask = inherited;
+    if (opt.env_fd >= 0)
+        read_environment();
+    run_stage(HERE);
+    run_stage(INSIDE);
     run_stage(AS_INIT);
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     end_with_parent(); /* only now: changing the user forgets it */
-    struct pollfd outer = {.fd = outer_pidfd, .events = POLLIN};
-    if (poll(&outer, 1, 0) != 0)
-        _exit(EXIT_BOX); /* outer died before end_with_parent() */
+    struct pollfd starter = {.fd = starter_pidfd, .events = POLLIN};
+    if (poll(&starter, 1, 0) != 0)
+        _exit(EXIT_BOX); /* it died before end_with_parent() */
 
     pid_t command = vfork();
     if (command == 0)
         become_command();
     if (command < 0)
         fail(errno, "cannot start the command");
-    pid_t ended;
-    do
-        ended = waitpid(-1, &report.status, __WALL);
-    while (ended != command);
-    int status;
-    if (kill(-1, SIGKILL) == 0)
-        while (waitpid(-1, &status, __WALL) > 0)
+    int status, other;
+    while (waitpid(-1, &status, __WALL) != command)
+        ;
+    if (kill(-1, SIGKILL) == 0 || errno != ESRCH)
+        while (waitpid(-1, &other, __WALL) > 0)
             ;
-    struct rusage usage;
-    getrusage(RUSAGE_CHILDREN, &usage);
-    report.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * UINT64_C(1000000) + usage.ru_utime.tv_usec
-        + usage.ru_stime.tv_usec;
-    report.valid = true;
+    if (opt.status_fd < 0)
+        _exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+    tell_status(status);
     _exit(0);
 }
 
-static void write_report(void)
+static int init(void *unused)
 {
-    unsigned char bytes[12];
-    for (int i = 0; i < 4; i++)
-        bytes[i] = (uint32_t)report.status >> (8 * i);
-    for (int i = 0; i < 8; i++)
-        bytes[4 + i] = report.cpu_us >> (8 * i);
-    write_all(opt.status_fd, bytes, sizeof bytes);
+    (void)unused;
+    make_box();
 }
 
-/* The outer process: waits for the box to be empty, then tells.  It stays in the box's mount
-   namespace, so that unmounting falls to its own end, after the status has been told. */
+/* The starter of one box; they share their memory, so that starting it copies nothing. */
 static int run_box(void)
 {
     static char stack[64 * 1024] __attribute__((aligned(16)));
-    outer_pidfd = syscall(SYS_pidfd_open, getpid(), 0);
-    if (outer_pidfd < 0)
+    starter_pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+    if (starter_pidfd < 0)
         fail(errno, "cannot get a pidfd");
     pid_t pid = clone(init, stack + sizeof stack, CLONE_VM | CLONE_NEWPID | SIGCHLD, NULL);
     if (pid < 0)
@@ -210,22 +225,18 @@ static int run_box(void)
     while (waitpid(pid, &status, __WALL) < 0)
         if (errno != EINTR)
             fail(errno, "cannot wait for the box");
-    if (!report.valid) {
-        if (WIFSIGNALED(status))
-            fail(0, "process 1 of the box was killed by signal %d", WTERMSIG(status));
-        return EXIT_BOX; /* init has said why */
-    }
-    if (opt.status_fd >= 0) {
-        write_report();
-        return 0;
-    }
-    return WIFSIGNALED(report.status) ? 128 + WTERMSIG(report.status) : WEXITSTATUS(report.status);
+    if (WIFSIGNALED(status))
+        fail(0, "process 1 of the box was killed by signal %d", WTERMSIG(status));
+    return WEXITSTATUS(status);
 }
 
 /* Whoever started us opens our mount namespace and then closes our standard input. */
 static int hold_template(void)
 {
     char byte;
+    umask(022);
+    run_stage(HERE);
+    run_stage(INSIDE);
     write_all(STDOUT_FILENO, "ready\n", 6);
     while (read(STDIN_FILENO, &byte, 1) > 0)
         ;
@@ -238,23 +249,16 @@ int main(int argc, char **argv)
     extern char **environ;
     opt.env = environ;
     parse_options(argc, argv);
-    build_plan();
     if (opt.explain) {
+        build_plan();
         explain_plan();
         return 0;
     }
     end_with_parent();
     check_parent(parent);
     reset_signals();
-    int inherited = umask(022); /* for the mount points made on the way */
-    if (opt.umask < 0)
-        opt.umask = inherited;
-    if (opt.env_fd >= 0)
-        read_environment();
-    run_stage(HERE);
-    run_stage(INSIDE);
-    if (opt.hold)
-        return hold_template();
-    fflush(NULL);
-    _exit(run_box());
+    if (opt.serve_fd >= 0)
+        serve(opt.serve_fd);
+    build_plan();
+    return opt.hold ? hold_template() : run_box();
 }

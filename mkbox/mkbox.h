@@ -37,7 +37,7 @@ struct options {
     const char *tmp_size;                        /* NULL: the kernel's default, half of the memory */
     const char *lower, *upper, *work, *writable; /* all NULL: no overlay; lower NULL: lower_fd */
     int lower_fd, mnt_ns, net_ns;                /* -1: not given */
-    int env_fd, status_fd;                       /* -1: not given */
+    int env_fd, status_fd, serve_fd;             /* -1: not given */
     int error_fd;
     bool tmpfs_root, new_net, hold, quiet, explain;
     uid_t uid;
@@ -45,10 +45,9 @@ struct options {
     int umask;                                   /* -1: as it was when mkbox started */
     char **argv;                                 /* the command; argv[-1] is ours to overwrite */
     char **env;                                  /* the command's environment */
-    struct operation operations[MAX_STEPS];
-    int operation_count;
+    int limit_count, operation_count;
     struct limit limits[MAX_LIMITS];
-    int limit_count;
+    struct operation operations[MAX_STEPS]; /* last, because most of it is never touched */
 };
 
 extern struct options opt; /* complete, and final but for env and umask, when parse_options() returns */
@@ -86,6 +85,24 @@ extern const struct verb
 void build_plan(void);
 void run_stage(enum stage stage);
 void explain_plan(void);
+
+/* For a process that starts many boxes, and never another program: the bounding set matters to execve()
+   alone, so it can be given up once, by the starter, and each box has one chore less. */
+void drop_bounding_set(void);
+
+/* -- the processes (mkbox.c) -- */
+
+extern int starter_pidfd; /* must be open in init */
+
+void end_with_parent(void);
+void reset_signals(void);
+
+/* What process 1 of a new PID namespace does from here on; the options say what. */
+_Noreturn void make_box(void);
+
+/* -- the server (mkbox_serve.c) -- */
+
+_Noreturn void serve(int socket);
 
 /* -- telling (mkbox_tell.c) -- */
 

@@ -21,14 +21,14 @@ struct options opt; /* no initialiser: then its unused pages are never touched *
 static void set_defaults(void)
 {
     opt.directory = "/";
-    opt.lower_fd = opt.mnt_ns = opt.net_ns = opt.env_fd = opt.status_fd = opt.umask = -1;
+    opt.lower_fd = opt.mnt_ns = opt.net_ns = opt.env_fd = opt.status_fd = opt.serve_fd = opt.umask = -1;
     opt.error_fd = STDERR_FILENO;
     opt.uid = opt.gid = NOBODY;
 }
 
 enum long_option {
     TMPFS_ROOT = OPTION_PTS + 1, FROM, TMP_SIZE, HOLD, MNT_NS, NET_NS, NEW_NET, LOWER_FD, LOWER, UPPER, WORK,
-    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, EXPLAIN, VERSION, HELP,
+    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, EXPLAIN, SERVE, VERSION, HELP,
 };
 
 static const struct option long_options[] = {
@@ -38,7 +38,8 @@ static const struct option long_options[] = {
     {"lower-fd", 1, 0, LOWER_FD}, {"lower", 1, 0, LOWER}, {"upper", 1, 0, UPPER}, {"work", 1, 0, WORK},
     {"writable", 1, 0, WRITABLE}, {"proc", 1, 0, PROC}, {"umask", 1, 0, UMASK}, {"env-fd", 1, 0, ENV_FD},
     {"status-fd", 1, 0, STATUS_FD}, {"error-fd", 1, 0, ERROR_FD}, {"hostname", 1, 0, HOSTNAME},
-    {"rlimit", 1, 0, RLIMIT}, {"explain", 0, 0, EXPLAIN}, {"version", 0, 0, VERSION}, {"help", 0, 0, HELP}, {0},
+    {"rlimit", 1, 0, RLIMIT}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE},
+    {"version", 0, 0, VERSION}, {"help", 0, 0, HELP}, {0},
 };
 
 static const char help[] =
@@ -47,6 +48,7 @@ static const char help[] =
 "  mkbox -s DIR [what to put into it] [options] -- COMMAND ARGUMENT...\n"
 "  mkbox -s DIR [what to put into it] --hold                  (make a template and keep it)\n"
 "  mkbox --mnt-ns FD [what to add] [options] -- COMMAND ...   (start from a template)\n"
+"  mkbox --serve FD                                           (a box for each packet from the socket FD)\n"
 "\n"
 "Try this; as root, it changes nothing on your machine.  Add --explain to see the plan only:\n"
 "\n"
@@ -166,7 +168,7 @@ void parse_options(int argc, char **argv)
 {
     const char *from = NULL;
     set_defaults();
-    opterr = 0;
+    opterr = optind = 0; /* 0: from the beginning; the server's own options may have been parsed before */
     for (int c; (c = getopt_long(argc, argv, "+:s:B:b:t:r:d:D:L:u:g:q", long_options, NULL)) != -1;) {
         switch (c) {
         case 's': opt.root = optarg; break;
@@ -182,6 +184,7 @@ void parse_options(int argc, char **argv)
         case HOLD: opt.hold = true; break;
         case NEW_NET: opt.new_net = true; break;
         case EXPLAIN: opt.explain = true; break;
+        case SERVE: opt.serve_fd = number("--serve", optarg, 10, INT_MAX); break;
         case MNT_NS: opt.mnt_ns = number("--mnt-ns", optarg, 10, INT_MAX); break;
         case NET_NS: opt.net_ns = number("--net-ns", optarg, 10, INT_MAX); break;
         case LOWER_FD: opt.lower_fd = number("--lower-fd", optarg, 10, INT_MAX); break;
@@ -213,5 +216,10 @@ void parse_options(int argc, char **argv)
     if (from)
         usage("--from must be followed by -b or -L");
     opt.argv = argv + optind;
+    if (opt.serve_fd >= 0) {
+        if (argc != 3)
+            usage("--serve FD goes with no other option; those of a box come in its packet");
+        return;
+    }
     check_combination();
 }

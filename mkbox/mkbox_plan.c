@@ -73,8 +73,11 @@ static void add_requested(const struct operation *operation)
 void build_plan(void)
 {
     static char whom[64], umask[8];
-    snprintf(whom, sizeof whom, "user %u and group %u", opt.uid, opt.gid);
-    snprintf(umask, sizeof umask, "%03o", opt.umask & 0777);
+    step_count = 0;
+    if (!opt.quiet || opt.explain) { /* otherwise nobody reads them */
+        snprintf(whom, sizeof whom, "user %u and group %u", opt.uid, opt.gid);
+        snprintf(umask, sizeof umask, "%03o", opt.umask & 0777);
+    }
     struct step *overlay = opt.upper ? add(&DO_OVERLAY, opt.upper, opt.work) : NULL;
     add(&DO_UNSHARE, opt.hold ? "mount" : opt.new_net ? "mount, IPC, UTS, PID, network" : "mount, IPC, UTS, PID", NULL);
     if (opt.root)

@@ -136,6 +136,20 @@ static void take_source(struct step *step)
     step->fd = take_tree(step->path);
 }
 
+/* By hand, because the first snprintf() of a process costs as much as a mount. */
+static const char *path_of(int fd, char path[32])
+{
+    char digits[12], *at = stpcpy(path, "/proc/self/fd/");
+    int count = 0;
+    do
+        digits[count++] = '0' + fd % 10;
+    while (fd /= 10);
+    while (count)
+        *at++ = digits[--count];
+    *at = 0;
+    return path;
+}
+
 /* The overlay is made while u and w, relative to the working directory, can be found, and the lower
    directory goes in as /proc/self/fd/N: so no path stands in an option that would give , : or \ a
    meaning of its own.
@@ -154,8 +168,7 @@ static void open_overlay(struct step *step)
     int fd = fsopen("overlay", FSOPEN_CLOEXEC);
     if (fd < 0)
         fail(errno, "cannot set up an overlay");
-    snprintf(lower, sizeof lower, "/proc/self/fd/%d", lower_fd);
-    configure(fd, FSCONFIG_SET_STRING, "lowerdir", lower);
+    configure(fd, FSCONFIG_SET_STRING, "lowerdir", path_of(lower_fd, lower));
     configure(fd, FSCONFIG_SET_STRING, "upperdir", opt.upper);
     configure(fd, FSCONFIG_SET_STRING, "workdir", opt.work);
     configure(fd, FSCONFIG_SET_STRING, "redirect_dir", "on");
@@ -219,8 +232,9 @@ static void make_directory(struct step *step)
 
 static void mount_tmpfs(struct step *step)
 {
-    char data[64];
-    snprintf(data, sizeof data, "mode=1777%s%s", opt.tmp_size ? ",size=" : "", opt.tmp_size ? opt.tmp_size : "");
+    char data[64] = "mode=1777";
+    if (opt.tmp_size)
+        snprintf(data, sizeof data, "mode=1777,size=%s", opt.tmp_size);
     mount_on(step->path, "tmpfs", MS_NOSUID | MS_NODEV, data, true);
 }
 
@@ -293,6 +307,17 @@ static void set_limits(struct step *step)
     }
 }
 
+static bool bounding_set_dropped;
+
+void drop_bounding_set(void)
+{
+    for (int capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0; capability++)
+        ;
+    if (errno != EINVAL)
+        fail(errno, "cannot drop the capability bounding set");
+    bounding_set_dropped = true;
+}
+
 /* The bounding set while CAP_SETPCAP is still there, the groups while CAP_SETGID is; changing the
    user empties the effective, permitted and ambient sets, capset the inheritable one. */
 static void drop_privileges(struct step *step)
@@ -300,10 +325,8 @@ static void drop_privileges(struct step *step)
     (void)step;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {{0}};
-    for (int capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0; capability++)
-        ;
-    if (errno != EINVAL)
-        fail(errno, "cannot drop the capability bounding set");
+    if (!bounding_set_dropped)
+        drop_bounding_set();
     if (setgroups(0, NULL) < 0)
         fail(errno, "cannot leave the supplementary groups");
     if (setresgid(opt.gid, opt.gid, opt.gid) < 0)

@@ -55,6 +55,10 @@ class Refused(TermiteError):
     exit_status = 5
 
 
+class Leaving(Refused):
+    """The worker is about to end and has not begun this task; nothing is wrong with either."""
+
+
 class MountError(TermiteError):
     """/dev/fuse, libfuse2, or the permission to mount is missing; says which and what to install."""
 

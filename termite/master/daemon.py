@@ -117,6 +117,7 @@ class Master:
                 silence_limit_s=options.silence_limit_s,
                 wait_for_ever=options.fallback == "wait",
             ),
+            is_settled=self._is_settled,
         )
         self.name = name
 
@@ -289,6 +290,10 @@ class Master:
 
     # -- freshness -----------------------------------------------------------------------------------
 
+    def _is_settled(self) -> bool:
+        """True if nothing happens on this machine that mirrors have yet to hear of."""
+        return not self.local_runs.stale and not self.local_runs.running and self._refreshing is None
+
     async def _fresh(self) -> None:
         """Returns when what the mirrors were told is what the disk holds, as far as anyone could know."""
         self.local_runs.notice_ends()
@@ -342,7 +347,7 @@ class Master:
                 "counts": dict(self.counts),
                 "running": self.dispatcher.running,
                 "results": {"files": self.results.files, "bytes": self.results.bytes},
-                "hashed": {"files": self.export.hashed_files, "bytes": self.export.hashed_bytes},
+                "hashed": self.export.hashes.status(),
                 "workers": {
                     name: {"state": m.state.value, "granted": m.granted, "running": m.running, "done": m.done}
                     for name, m in self.pool.members.items()

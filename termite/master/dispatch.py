@@ -18,6 +18,7 @@ from termite.errors import (
     AuthError,
     BoxError,
     Canceled,
+    Leaving,
     MountError,
     NoWorker,
     PeerLost,
@@ -27,6 +28,7 @@ from termite.errors import (
 )
 from termite.master.export import Export
 from termite.master.link import MirrorLink
+from termite.master.peers import PeerBook
 from termite.master.pool import Pool
 from termite.master.results import Results
 from termite.master.task import Task
@@ -60,8 +62,12 @@ class Dispatcher:
         hello: OpenMirror,
         options: DispatchOptions,
         now: Callable[[], float] = time.monotonic,
+        is_settled: Callable[[], bool] = lambda: True,
     ) -> None:
         self.pool = pool
+        self.peers = PeerBook()
+        self._is_settled = is_settled
+        self._closing: set[asyncio.Task[None]] = set()
         self.links: dict[str, MirrorLink] = {}
         self.last_trouble = ""  # why the latest worker was lost; empty: none was
         self.list_trouble = ""  # why the list of workers may be wanting
@@ -82,19 +88,24 @@ class Dispatcher:
 
     async def run(self, task: Task) -> Done:
         """Runs the task remotely and replays what it changed; NoWorker if that cannot be had."""
+        again = False
         while True:
-            link = await self._slot(task)
+            link = await self._slot(task, first=again)
             self.running += 1
             try:
                 done, body = await link.run(task)
                 await self._results.take(task, link, done, body, self.tell_mirrors)
                 self._show_rest(task, done, body)
                 return done
+            except Leaving as e:
+                log.info("task %d: not begun on %s: %s", task.id, link.name, e)
+                again = True
             except TRY_ELSEWHERE as e:
                 self._lost(task, link, e)
             finally:
                 self.running -= 1
                 self.pool.ended(link.name, self._now())
+                self._close_if_drained(link)
                 self.kick()
 
     @staticmethod
@@ -120,10 +131,13 @@ class Dispatcher:
         task.begin_try()
         task.caller.message(f"worker {task.last_failure}; trying again elsewhere: {task.label()}")
 
-    async def _slot(self, task: Task) -> MirrorLink:
-        """The link to run the task on, its slot taken in the pool."""
+    async def _slot(self, task: Task, first: bool = False) -> MirrorLink:
+        """The link to run the task on, its slot taken in the pool.  `first`: it has waited before."""
         future: asyncio.Future[MirrorLink] = asyncio.get_running_loop().create_future()
-        self._waiting.append((task, future, self._now()))
+        if first:
+            self._waiting.appendleft((task, future, self._now()))
+        else:
+            self._waiting.append((task, future, self._now()))
         self.kick()
         try:
             return await future
@@ -203,7 +217,15 @@ class Dispatcher:
         hello = OpenMirror(
             master=self._hello.master, root=self._hello.root, uid=self._hello.uid, gid=self._hello.gid, jobs=jobs
         )
-        link = MirrorLink(info, self._export, self._on_granted, self._on_lost)
+        link = MirrorLink(
+            info,
+            self._export,
+            self._on_granted,
+            self._on_lost,
+            on_draining=self._on_draining,
+            peers=self.peers,
+            is_settled=self._is_settled,
+        )
         self._hearing.add(link)
         try:
             await link.open(
@@ -212,6 +234,10 @@ class Dispatcher:
                 heartbeat_s=self._options.heartbeat_s,
                 silence_limit_s=self._options.silence_limit_s,
             )
+        except Leaving as e:
+            log.info("worker %s takes no new tasks: %s", info.name, e)
+            self._hearing.discard(link)
+            self.pool.left(info.name, self._now(), again=False)
         except TermiteError as e:
             self.last_trouble = f"worker {info.name}: {e}"
             log.log(logging.ERROR if isinstance(e, AuthError) else logging.WARNING, "%s", self.last_trouble)
@@ -221,6 +247,8 @@ class Dispatcher:
             log.info("worker %s: mirror open, %d slots", info.name, link.granted)
             self.links[info.name] = link
             self.pool.opened(info.name, link.granted, self._now())
+            if link.draining is not None:
+                self._on_draining(link)
         self.kick()
 
     def _on_granted(self, link: MirrorLink) -> None:
@@ -230,12 +258,36 @@ class Dispatcher:
 
     def _on_lost(self, link: MirrorLink, reason: str) -> None:
         self._hearing.discard(link)
-        if self.links.get(link.name) is link:
-            del self.links[link.name]
+        if self.links.get(link.name) is not link:
+            return
+        del self.links[link.name]
+        self.peers.lost(link.name)
+        drained = link.draining
+        if drained is not None and not link.tasks:
+            log.info("worker %s has left: %s", link.name, drained.reason)
+            self.last_trouble = f"worker {link.name} has left: {drained.reason}"
+            self.pool.left(link.name, self._now(), drained.again)
+        else:
             self.last_trouble = f"worker {link.name}: {reason}"
             log.warning("worker %s lost: %s", link.name, reason)
             self.pool.lost(link.name, self._now())
-            self.kick()
+        self.kick()
+
+    def _on_draining(self, link: MirrorLink) -> None:
+        assert link.draining is not None
+        if self.links.get(link.name) is not link:
+            return  # it is being opened: `_open` comes back to this
+        log.info("worker %s takes no new tasks: %s", link.name, link.draining.reason)
+        self.pool.drains(link.name)
+        self._close_if_drained(link)
+        self.kick()
+
+    def _close_if_drained(self, link: MirrorLink) -> None:
+        """Lets a worker that wants to leave go, once all results are here."""
+        if link.draining is not None and self.links.get(link.name) is link and self.pool.drains(link.name):
+            closing = asyncio.get_running_loop().create_task(link.close("all results are here"))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def tell_mirrors(self, changes: list[Change]) -> None:
         """Queues changes of the tree for every mirror."""

@@ -6,7 +6,7 @@ directories without any group or other permission, excluded trees, sockets and d
 is private or excluded is told with mode 0, so that a command that trips over it reads "Permission denied"
 and not "No such file".
 
-Called from the event loop only; `hash_file` may be run on a thread.  Paths are relative to /.
+Called from the event loop only.  Paths are relative to /.  What contents a file has is `hashes.py`'s.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from termite import paths
-from termite.attr.fileattr import ABSENT, FileAttr, Signature, attr_of, signature_of
+from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
 from termite.errors import PathError, PrivateError, Refused
+from termite.master.hashes import Hashes, hash_file
 from termite.master.staging import TEMP_PREFIX
 from termite.wire.messages import Change, DirListing
 
@@ -28,9 +28,6 @@ INLINE_BYTES = 128 << 10
 
 SMALL_HASH_BYTES = 1 << 20
 """Files up to this size are hashed on the event loop; larger ones deserve a thread."""
-
-_RACY_NS = 20_000_000
-"""A file hashed this soon after its last change may change again with no visible difference."""
 
 BOX_OWN = (b"proc", b"sys", b"dev", b"tmp", b"var/tmp")
 """Every box has its own of these."""
@@ -42,34 +39,36 @@ SECRETS = (b"etc/shadow", b"etc/shadow-", b"etc/gshadow", b"etc/gshadow-", b"etc
 class Export:
     """The exported view of the file system below /, as told to the mirrors.
 
-    `listed` holds a directory's names with the attributes that were told; `_hashes` the content
-    hash of every file that was asked for, with the signature it had then.
+    `listed` holds a directory's names with the attributes that were told.  `sources`: other trees that are
+    part of the project, which nobody changes; `xattrs`: keep the hashes of the project's files there.
     """
 
-    def __init__(self, writable_root: bytes, exclude: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, writable_root: bytes, exclude: Sequence[bytes] = (), sources: Sequence[bytes] = (), *, xattrs: bool = False
+    ) -> None:
         self.writable_root = paths.checked(writable_root)
+        self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
-        self._hashes: dict[bytes, tuple[Signature, bytes, int]] = {}  # path -> signature, hash, when (ns)
-        self._where: dict[bytes, bytes] = {}  # hash -> a path that held it
-        self.hashed_files = 0
-        self.hashed_bytes = 0
+        self.hashes = Hashes(self.roots if xattrs else ())
         self.listings_told = 0
 
     # -- what may be seen ----------------------------------------------------------------------------
 
     def is_excluded(self, path: bytes) -> bool:
-        """True if the path lies in an excluded tree and does not lead to the writable root."""
-        for excluded in self._exclude:
-            if not paths.is_inside(path, excluded):
-                continue
-            if not paths.is_inside(self.writable_root, excluded):
-                return True
-            # The writable root lies in the excluded tree: its branch stays visible, the rest does not.
-            below = self.writable_root[len(excluded) :].lstrip(b"/").split(b"/", 1)[0]
-            if path != excluded and not paths.is_inside(path, paths.join(excluded, below)):
-                return True
+        """True if the path lies in an excluded tree and does not lead to one of the project's roots."""
+        return any(
+            paths.is_inside(path, excluded) and not self._is_branch(path, excluded) for excluded in self._exclude
+        )
+
+    def _is_branch(self, path: bytes, excluded: bytes) -> bool:
+        """A root lies in the excluded tree: its branch stays visible, the rest does not."""
+        for root in self.roots:
+            if paths.is_inside(root, excluded):
+                below = root[len(excluded) :].lstrip(b"/").split(b"/", 1)[0]
+                if path == excluded or paths.is_inside(path, paths.join(excluded, below)):
+                    return True
         return False
 
     def _check_directory(self, path: bytes) -> FileAttr:
@@ -90,7 +89,7 @@ class Export:
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} has no group or other permission")
         return attr
 
-    def _told_attr(self, path: bytes, st: os.stat_result) -> FileAttr:
+    def _told_attr(self, path: bytes, st: os.stat_result, recall: bool = False) -> FileAttr:
         """What to tell of a name with this `lstat` result; ABSENT if it is not to be seen at all."""
         kind = stat.S_IFMT(st.st_mode)
         if kind in (stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
@@ -100,12 +99,11 @@ class Export:
         if st.st_mode & 0o077 == 0:
             return FileAttr(mode=kind, mtime_ns=st.st_mtime_ns, nlink=st.st_nlink)
         if kind == stat.S_IFREG:
-            known = self._hashes.get(path)
-            if known is not None and known[0] == signature_of(st):
-                return attr_of(st, hash=known[1])
+            return attr_of(st, hash=self.hashes.known(path, st, recall=recall))
         return attr_of(st)
 
-    def _scan(self, path: bytes) -> dict[bytes, FileAttr]:
+    def _scan(self, path: bytes, *, recall: bool = False) -> dict[bytes, FileAttr]:
+        """What is in a directory.  `recall`: with hashes from xattrs; not for refreshing, which must be quick."""
         entries: dict[bytes, FileAttr] = {}
         check_excluded = any(paths.is_inside(e, path) for e in self._exclude)
         with os.scandir(paths.absolute(path)) as scan:
@@ -118,7 +116,7 @@ class Export:
                     if check_excluded and self.is_excluded(child):
                         attr = FileAttr(mode=stat.S_IFMT(st.st_mode))
                     else:
-                        attr = self._told_attr(child, st)
+                        attr = self._told_attr(child, st, recall)
                 except OSError:
                     continue  # gone since the scan began
                 if attr.mode:
@@ -133,7 +131,7 @@ class Export:
             attr = self._check_directory(path)
             entries = self.listed.get(path)
             if entries is None:
-                entries = self._scan(path)
+                entries = self._scan(path, recall=True)
         except PrivateError:
             return DirListing(exists=True, attr=FileAttr(mode=stat.S_IFDIR))
         except (OSError, PathError):
@@ -162,13 +160,11 @@ class Export:
 
     def known_hash(self, path: bytes, st: os.stat_result) -> bytes:
         """The remembered hash of a file that still has this stat result; b"" if there is none."""
-        known = self._hashes.get(path)
-        return known[1] if known is not None and known[0] == signature_of(st) else b""
+        return self.hashes.known(path, st, recall=True)
 
     def remember_hash(self, path: bytes, st: os.stat_result, digest: bytes) -> FileAttr:
         """Notes a file's hash and returns the attributes to tell."""
-        self._hashes[path] = (signature_of(st), digest, time.time_ns())
-        self._where[digest] = path
+        self.hashes.remember(path, st, digest)
         attr = attr_of(st, hash=digest)
         directory, name = paths.split(path)
         entries = self.listed.get(directory)
@@ -178,7 +174,7 @@ class Export:
 
     def path_of(self, digest: bytes) -> bytes | None:
         """A path that held these contents when it was last hashed."""
-        return self._where.get(digest)
+        return self.hashes.path_of(digest)
 
     # -- what changed --------------------------------------------------------------------------------
 
@@ -242,14 +238,14 @@ class Export:
     def _forget_below(self, path: bytes) -> None:
         """Drops what is remembered of a directory that is one no more, or another one."""
         if path not in self.listed:
-            self._hashes.pop(path, None)
+            self.hashes.forget(path)
             return
         for name, attr in self.listed[path].items():
             child = paths.join(path, name)
             if attr.is_dir():
                 self._forget_below(child)
             else:
-                self._hashes.pop(child, None)
+                self.hashes.forget(child)
         del self.listed[path]
         self._dir_attrs.pop(path, None)
 
@@ -278,8 +274,8 @@ class Export:
             child = paths.join(path, name)
             old = told.get(name)
             if attr.is_regular() and not attr.hash and old is not None and old.hash:
-                self._hashes.pop(child, None)
-            elif attr.hash and self._is_racy(child):
+                self.hashes.forget(child)
+            elif attr.hash and self.hashes.is_racy(child):
                 attr = self._rehash(child, attr)
                 now[name] = attr
             if old == attr:
@@ -294,10 +290,6 @@ class Export:
         self.listed[path] = now
         return changes
 
-    def _is_racy(self, path: bytes) -> bool:
-        signature, _, hashed_at = self._hashes[path]
-        return hashed_at - signature.ctime_ns < _RACY_NS
-
     def _rehash(self, path: bytes, attr: FileAttr) -> FileAttr:
         try:
             fd, st = self.open_for_reading(path)
@@ -309,19 +301,15 @@ class Export:
             os.close(fd)
 
 
-def hash_file(fd: int) -> bytes:
-    """SHA-256 of an open file, read from its start with pread; the file's offset does not move."""
-    digest = hashlib.sha256()
-    offset = 0
-    while piece := os.pread(fd, 1 << 20, offset):
-        digest.update(piece)
-        offset += len(piece)
-    return digest.digest()
+def read_whole(fd: int, st: os.stat_result) -> bytes:
+    """The contents of a small file; `Refused` if it changed while it was read."""
+    data = os.pread(fd, st.st_size + 1, 0)
+    if len(data) != st.st_size or signature_of(os.fstat(fd)) != signature_of(st):
+        raise Refused("the file changed while it was read")
+    return data
 
 
 def read_and_hash(fd: int, st: os.stat_result) -> tuple[bytes, bytes]:
     """(contents, hash) of a small file; `Refused` if it changed while it was read."""
-    data = os.pread(fd, st.st_size + 1, 0)
-    if len(data) != st.st_size or signature_of(os.fstat(fd)) != signature_of(st):
-        raise Refused("the file changed while it was read")
+    data = read_whole(fd, st)
     return data, hashlib.sha256(data).digest()

@@ -15,26 +15,34 @@ from collections.abc import Awaitable, Callable
 
 from termite import paths
 from termite.attr.fileattr import FileAttr, signature_of
-from termite.errors import PathError, PeerLost, PrivateError, Refused, TermiteError, WireError
-from termite.master.export import INLINE_BYTES, SMALL_HASH_BYTES, Export, hash_file, read_and_hash
+from termite.errors import Leaving, PathError, PeerLost, PrivateError, Refused, TermiteError, WireError
+from termite.master.export import INLINE_BYTES, SMALL_HASH_BYTES, Export, read_and_hash, read_whole
+from termite.master.hashes import hash_file
+from termite.master.paranoia import check_path
+from termite.master.peers import PeerBook
 from termite.master.task import Task
 from termite.wire import transport
 from termite.wire.auth import Purpose
 from termite.wire.messages import (
     Cancel,
     Change,
+    Check,
     Done,
+    Draining,
+    Elsewhere,
     Failure,
     Fetch,
     Fetched,
     FileInfo,
     Granted,
+    Have,
     Message,
     MirrorOpened,
     Ok,
     OpenFile,
     OpenMirror,
     Output,
+    Peer,
     ReadDir,
     Run,
     Want,
@@ -52,7 +60,8 @@ _READ_TRIES = 5
 
 
 class MirrorLink:
-    """`on_granted(link)` is called when the number of slots changed, `on_lost(link, reason)` once at the end."""
+    """`on_granted(link)` is called when the number of slots changed, `on_draining(link)` when the worker
+    asks for no more tasks, `on_lost(link, reason)` once at the end."""
 
     def __init__(
         self,
@@ -60,6 +69,9 @@ class MirrorLink:
         export: Export,
         on_granted: Callable[[MirrorLink], None],
         on_lost: Callable[[MirrorLink, str], None],
+        on_draining: Callable[[MirrorLink], None] = lambda link: None,
+        peers: PeerBook | None = None,
+        is_settled: Callable[[], bool] = lambda: True,
     ) -> None:
         self.info = info
         self.granted = 0
@@ -67,6 +79,10 @@ class MirrorLink:
         self._export = export
         self._on_granted = on_granted
         self._on_lost = on_lost
+        self._on_draining = on_draining
+        self._peers = peers if peers is not None else PeerBook()
+        self._is_settled = is_settled  # does the master know of everything that happened on its disk?
+        self.draining: Draining | None = None  # what the worker said when it asked for no more tasks
         self._pending: list[Change] = []
         self._position: dict[bytes, int] = {}  # path -> its place in _pending
         self._conn: Connection | None = None
@@ -148,6 +164,8 @@ class MirrorLink:
         """Runs the task there; PeerLost, BoxError or Refused mean that it may be tried elsewhere."""
         if self._conn is None:
             raise PeerLost(f"worker {self.name} is not connected")
+        if self.draining is not None:
+            raise Leaving(f"worker {self.name} takes no new tasks: {self.draining.reason}")
         request = task.request
         run = Run(
             task=task.id,
@@ -174,7 +192,14 @@ class MirrorLink:
         if not isinstance(reply.message, Done):
             raise WireError(f"worker {self.name} answered Run with {type(reply.message).__name__}")
         assert isinstance(reply.body, bytes)
+        for result in reply.message.files:
+            if result.inline_at < 0 and result.attr.hash:
+                self._peers.has(result.attr.hash, self.name, self._address, result.attr.size)
         return reply.message, reply.body
+
+    @property
+    def _address(self) -> Peer:
+        return Peer(self.info.host, self.info.port)
 
     async def fetch(self, digest: bytes, path: bytes, sink: Callable[[bytes], None]) -> None:
         """Contents that a task left on the worker, streamed into `sink`."""
@@ -202,6 +227,16 @@ class MirrorLink:
                 return self._open_file(message.path)
             case Fetch():
                 return self._fetch(message)
+            case Have():
+                self._peers.has(message.hash, self.name, self._address)
+                return Ok()
+            case Check():
+                settled = self._is_settled() and message.path not in self._position
+                return check_path(self._export, message.path, settled)
+            case Draining():
+                self.draining = message
+                self._on_draining(self)
+                return Ok()
             case Output():
                 return self._handle_output(message, body)
             case WantStdin():
@@ -225,12 +260,14 @@ class MirrorLink:
         if st.st_size > SMALL_HASH_BYTES:
             return self._open_large(path, fd, st)
         try:
-            data, digest = read_and_hash(fd, st)
+            if digest and not self._export.hashes.is_racy(path):
+                data = read_whole(fd, st)
+            else:
+                data, digest = read_and_hash(fd, st)
+                self._export.hashes.count(st.st_size)
         except Refused:
             return self._open_large(path, fd, st)  # written to just now: read it with more patience
         os.close(fd)
-        self._export.hashed_files += 1
-        self._export.hashed_bytes += st.st_size
         attr = self._export.remember_hash(path, st, digest)
         if len(data) > INLINE_BYTES:
             return FileInfo(attr)
@@ -244,8 +281,7 @@ class MirrorLink:
                 digest = self._export.known_hash(path, st)
                 if not digest:
                     digest = await asyncio.to_thread(hash_file, fd)
-                    self._export.hashed_files += 1
-                    self._export.hashed_bytes += st.st_size
+                    self._export.hashes.count(st.st_size)
                 after = os.fstat(fd)
                 if signature_of(after) == signature_of(st):
                     return FileInfo(self._export.remember_hash(path, st, digest))
@@ -257,8 +293,13 @@ class MirrorLink:
             os.close(fd)
         return Failure("Refused", f"{paths.for_people(paths.absolute(path))} keeps changing while it is read")
 
-    def _fetch(self, message: Fetch) -> Result:
-        """Contents by hash: only of a file that was hashed and has not changed since."""
+    async def _fetch(self, message: Fetch) -> Result:
+        """Contents by hash, or who else has them."""
+        peers = await self._peers.elsewhere(message.hash, self.name, message.failed)
+        return Elsewhere(peers) if peers else self._serve_contents(message)
+
+    def _serve_contents(self, message: Fetch) -> Result:
+        """Only of a file that was hashed and has not changed since."""
         path = message.path or self._export.path_of(message.hash)
         if path is None:
             return Failure("Refused", f"no file with contents {message.hash.hex()[:16]} is known here")
@@ -270,6 +311,7 @@ class MirrorLink:
             os.close(fd)
             return Failure("Refused", f"{paths.for_people(paths.absolute(path))} has other contents now")
         self.bytes_served += st.st_size - message.offset
+        self._peers.fetching(message.hash, self.name, st.st_size)
         return Reply(Fetched(st.st_size), FileBody(fd, message.offset, st.st_size - message.offset))
 
 

@@ -18,6 +18,8 @@ from termite.wire.messages import WorkerInfo
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+LEAVING_PAUSE_S = 1.0
+"""How long a worker that said it leaves is left alone, should the coordinator still list it."""
 
 
 class State(Enum):
@@ -42,9 +44,10 @@ class Member:
     failures: int = 0  # in a row
     paused_until: float = 0.0
     done: int = 0  # tasks answered, for the status page
+    draining: bool = False  # it asked for no more tasks
 
     def free(self) -> int:
-        return self.granted - self.running if self.state is State.OPEN else 0
+        return self.granted - self.running if self.state is State.OPEN and not self.draining else 0
 
 
 @dataclass
@@ -57,8 +60,8 @@ class Pool:
     members: dict[str, Member] = field(default_factory=dict)
 
     def set_workers(self, infos: list[WorkerInfo]) -> None:
-        """The coordinator's list, whole.  Workers of another architecture are left out."""
-        listed = {info.name: info for info in infos if info.arch == self.arch}
+        """The coordinator's list, whole.  Workers of another architecture, and those that leave, are left out."""
+        listed = {info.name: info for info in infos if info.arch == self.arch and info.jobs > 0}
         for name, info in listed.items():
             member = self.members.get(name)
             if member is None:
@@ -77,7 +80,7 @@ class Pool:
         `prefer` (a worker's name) is obeyed while that worker is open; `avoid` are those where the
         task was lost already: they are taken only when nothing else is known.
         """
-        candidates = [m for m in self.members.values() if m.state is State.OPEN and m.granted > 0]
+        candidates = [m for m in self.members.values() if m.state is State.OPEN and m.granted > 0 and not m.draining]
         fresh = [m for m in candidates if m.info.name not in avoid]
         if not fresh and any(m.listed and m.info.name not in avoid for m in self.members.values()):
             return None  # another one can be opened
@@ -101,7 +104,8 @@ class Pool:
         return any(m.state is State.OPENING and m.info.name not in avoid for m in self.members.values())
 
     def _held(self) -> int:
-        return sum(m.wanted if m.state is State.OPENING else m.granted for m in self.members.values())
+        members = (m for m in self.members.values() if not m.draining)
+        return sum(m.wanted if m.state is State.OPENING else m.granted for m in members)
 
     def to_open(self, need: int, now: float) -> tuple[WorkerInfo, int] | None:
         """(worker, slots) to open a mirror on, given how many tasks run or wait; None if none is of use."""
@@ -127,7 +131,7 @@ class Pool:
             return None
         for member in self.members.values():
             room = min(member.info.jobs, self.jobs)
-            if member.state is State.OPEN and member.listed and member.wanted < room:
+            if member.state is State.OPEN and member.listed and not member.draining and member.wanted < room:
                 member.wanted = room
                 return member.info.name, room
         return None
@@ -148,6 +152,7 @@ class Pool:
     def opened(self, name: str, granted: int, now: float) -> None:
         member = self.members[name]
         member.state = State.OPEN
+        member.draining = False
         member.granted = granted
         member.failures = 0
         member.idle_since = now
@@ -161,9 +166,28 @@ class Pool:
         if member is None:
             return
         member.state = State.CLOSED
+        member.draining = False
         member.granted = member.wanted = member.running = 0
         member.failures += 1
         member.paused_until = now + min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (member.failures - 1))
+        if not member.listed:
+            del self.members[name]
+
+    def drains(self, name: str) -> bool:
+        """The worker asked for no more tasks; True if none of ours is left there, so that it can be closed."""
+        member = self.members[name]
+        member.draining = True
+        return member.running == 0
+
+    def left(self, name: str, now: float, again: bool) -> None:
+        """A drained mirror has ended as agreed: no failure.  `again`: another one may be opened at once."""
+        member = self.members.get(name)
+        if member is None:
+            return
+        member.state = State.CLOSED
+        member.draining = False
+        member.granted = member.wanted = member.running = 0
+        member.paused_until = now if again else now + LEAVING_PAUSE_S
         if not member.listed:
             del self.members[name]
 
@@ -182,7 +206,7 @@ class Pool:
 
     def is_hopeless(self) -> bool:
         """True if no worker is open or opening and none is listed: nothing can be hoped for now."""
-        return not any(m.listed or m.state is not State.CLOSED for m in self.members.values())
+        return not any(m.listed or (m.state is not State.CLOSED and not m.draining) for m in self.members.values())
 
     def all_paused(self, now: float) -> bool:
         """True if every worker that is known has failed and is being left alone."""

@@ -51,7 +51,7 @@ def host_of(address: Any) -> str:
     return host.removeprefix("::ffff:") if "." in host else host
 
 
-def bind(host: str, port: int, retries: int, backlog: int) -> socket.socket:
+def bind(host: str, port: int, retries: int, backlog: int, flag: str = "-port") -> socket.socket:
     """Listening socket on the first free port of port ... port + retries; TermiteError with the remedy if none is."""
     addresses = _listen_addresses(host)
     failure: OSError | None = None
@@ -67,9 +67,9 @@ def bind(host: str, port: int, retries: int, backlog: int) -> socket.socket:
             break
     where = format_address(host or "*", port) + (f" to {port + retries}" if retries else "")
     if failure is not None and failure.errno == errno.EADDRINUSE:
-        raise TermiteError(f"port {where} is taken; end the program that listens there or choose another -port")
+        raise TermiteError(f"port {where} is taken; end the program that listens there or choose another {flag}")
     if failure is not None and failure.errno in (errno.EACCES, errno.EPERM):
-        raise TermiteError(f"no permission to listen on {where}; choose a -port above 1023")
+        raise TermiteError(f"no permission to listen on {where}; choose a {flag} above 1023")
     reason = failure.strerror if failure is not None else "no such port"
     raise TermiteError(f"cannot listen on {where}: {reason}; choose an address of this machine and a port below 65536")
 

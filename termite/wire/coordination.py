@@ -24,6 +24,7 @@ from termite.wire.transport import dial
 log = logging.getLogger(__name__)
 
 OnWorkers = Callable[[list[WorkerInfo]], None]
+OnMessage = Callable[[Message], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class LinkTimes:
 
 
 class CoordinatorLink:
-    """`start`, then `stop`.  `on_workers` is called with the whole list, now and whenever it changes."""
+    """`start`, then `stop`.  `on_workers` is called with the whole list, now and whenever it changes;
+    `on_message` with whatever else the coordinator says, and raises `Refused` for what it does not know."""
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class CoordinatorLink:
         greeting: Register | Subscribe,
         on_workers: OnWorkers | None = None,
         *,
+        on_message: OnMessage | None = None,
         times: LinkTimes | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -62,6 +65,7 @@ class CoordinatorLink:
         self._purpose = purpose
         self._greeting = greeting
         self._on_workers = on_workers
+        self._on_message = on_message
         self._times = times or LinkTimes()
         self._jitter = jitter
         self._conn: Connection | None = None
@@ -79,6 +83,12 @@ class CoordinatorLink:
         """Begin; failures are logged and tried again, never raised."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"coordinator {self.where}")
+
+    def greet_anew(self, greeting: Register | Subscribe) -> None:
+        """Says something else of us, now if there is a connection and on every later one."""
+        self._greeting = greeting
+        if self._conn is not None and self.connected.is_set():
+            self._conn.notify(greeting)
 
     async def stop(self) -> None:
         """Leave the coordinator; it drops us at once."""
@@ -169,6 +179,9 @@ class CoordinatorLink:
     # -- the list ------------------------------------------------------------------------------------
 
     def _handle(self, conn: Connection, message: Message, body: bytes) -> Message:
+        if self._on_message is not None and not isinstance(message, Workers):
+            self._on_message(message)
+            return Ok()
         if not isinstance(message, Workers) or self._on_workers is None:
             raise Refused(f"{type(message).__name__} is not served here")
         self._listed = message.workers

@@ -40,7 +40,7 @@ class WorkerInfo(Message, frozen=True):
     name: str  # host name and port, unique in the list
     host: str  # address to dial; filled in by the coordinator from the connection if empty
     port: int
-    jobs: int  # slots
+    jobs: int  # slots; 0: it is about to leave and takes no new tasks
     arch: str  # platform.machine()
     version: str = ""
     web_port: int = 0  # 0: no pages
@@ -64,6 +64,12 @@ class Workers(Message, frozen=True):
     """Coordinator -> master: the whole list."""
 
     workers: list[WorkerInfo]
+
+
+class WorkerCommand(Message, frozen=True):
+    """Coordinator -> worker, over the connection it registered on: end, or begin anew."""
+
+    kind: str  # "kill" and "restart" let tasks in flight finish; "kill-now" does not
 
 
 # -- master -> worker -----------------------------------------------------------------------------
@@ -96,6 +102,13 @@ class Want(Message, frozen=True):
     """Master -> mirror: how many slots it has use for; 0 gives all of them back."""
 
     jobs: int
+
+
+class Peer(Message, frozen=True, array_like=True):
+    """A worker's address, for other workers to dial."""
+
+    host: str
+    port: int
 
 
 class Change(Message, frozen=True, array_like=True):
@@ -176,15 +189,25 @@ class Done(Message, frozen=True):
 
 
 class Fetch(Message, frozen=True):
-    """Either way: contents by hash; the body of the reply.  `path`: where the master has it."""
+    """Contents by hash; the body of `Fetched`, or the answer is `Elsewhere`.  `path`: where the master has it.
+
+    Asked by masters of mirrors, by mirrors of their master, and by workers of each other.
+    """
 
     hash: bytes
     path: bytes = b""
     offset: int = 0
+    failed: list[Peer] = []  # those that an earlier answer named and that did not give it
 
 
 class Fetched(Message, frozen=True):
     size: int  # of the whole contents
+
+
+class Elsewhere(Message, frozen=True):
+    """Master -> mirror, in answer to `Fetch`: these workers have it, spare my uplink."""
+
+    peers: list[Peer]
 
 
 class Status(Message, frozen=True):
@@ -221,3 +244,28 @@ class FileInfo(Message, frozen=True):
 
     attr: FileAttr
     inline: bool = False
+
+
+class Have(Message, frozen=True):
+    """The contents that `Fetch` asked for are now in this worker's store, wherever they came from."""
+
+    hash: bytes
+
+
+class Draining(Message, frozen=True):
+    """No new tasks, please: one that has not begun is answered with `Leaving`.  Close when you have all results."""
+
+    reason: str  # for people
+    again: bool = False  # only this mirror ends; open another one at once
+
+
+class Check(Message, frozen=True):
+    """-paranoia: what does the disk say of this path, and what was I told?"""
+
+    path: bytes
+
+
+class Checked(Message, frozen=True):
+    disk: FileAttr  # with the hash of what is there now; ABSENT if workers may not see it
+    told: FileAttr  # ABSENT: never told
+    settled: bool  # False: news are on their way, so a difference means nothing

@@ -1,7 +1,7 @@
 """A connection inside SSH, for which both ends prove that they hold the same private key.
 
-`dial` and `accept` take a connected TCP socket and give back one end of a local socket pair; what is
-written there comes out at the other side's, encrypted on the way.  Everything above (the handshake,
+`dial` and `accept` take a connected TCP socket and give back one end, not blocking, of a local socket
+pair; what is written there comes out at the other side's, encrypted on the way.  Everything above (the handshake,
 frames, handing the socket to another process) works on that end as it would on the TCP socket.
 
 The server's host key is the key and the client takes no other; the client signs in with the key and
@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from termite.errors import AuthError, PeerLost, SecretError, TermiteError, WireError
 from termite.wire import auth
+from termite.wire.address import format_address, host_of
 from termite.wire.handshake import SSH_IDENTITY
 from termite.wire.secret import parse_ssh_key
 
@@ -104,6 +105,7 @@ class _Wire:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = socket.socket(fileno=sock.detach())
         self._sock.setblocking(True)
+        self.peer = _peer_of(self._sock)
         self._ahead = memoryview(b"")
         self._unproven = b""
         self._is_proven = False
@@ -171,6 +173,14 @@ class _Wire:
             pass
 
 
+def _peer_of(sock: socket.socket) -> str:
+    try:
+        address = sock.getpeername()
+    except OSError:  # it has gone again
+        return "a peer"
+    return format_address(host_of(address), address[1])
+
+
 class _Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
     def start_handshake(self, timeout: float) -> None:
         """Its timer is a thread that outlives a failed handshake and holds up the end of the program."""
@@ -236,12 +246,16 @@ def _prove_as_client(wire: _Wire, transport: paramiko.Transport, key: paramiko.P
 def _prove_as_server(wire: _Wire, transport: paramiko.Transport, key: paramiko.PKey) -> paramiko.Channel:
     gate = _Gate(key)
     transport.add_server_key(key)
-    transport.start_server(server=gate)
+    try:
+        transport.start_server(server=gate)
+    except EOFError:
+        if transport.session_id is None:  # before it was shown anything
+            raise
     while (channel := transport.accept(_POLL_S)) is None:
         if gate.refused:
             raise AuthError(f"holds another SSH key than ours; {_SAME_FILE}")
         if not transport.is_active():
-            raise AuthError(f"went when it had seen our SSH key, so it holds another; {_SAME_FILE}")
+            raise AuthError(f"went when it had seen our SSH key, so it probably holds another; {_SAME_FILE}")
     wire.proven()
     return channel
 
@@ -293,6 +307,8 @@ async def _open(sock: socket.socket, key: paramiko.PKey, prove: _Prove) -> socke
         return await opened
     except asyncio.CancelledError:
         wire.close()
+        if opened.done() and not opened.cancelled() and opened.exception() is None:
+            opened.result().close()  # both happened in one turn of the loop
         raise
 
 
@@ -335,6 +351,7 @@ class _Tunnel(threading.Thread):
             self._transport = _transport(self._wire, self._key)
             channel = self._prove(self._wire, self._transport, self._key)
             inner, outer = socket.socketpair()
+            inner.setblocking(False)
         except Exception as exc:  # whatever a stranger can provoke in paramiko
             self._end_network()
             self._tell(_reason(exc, self._wire))
@@ -348,6 +365,9 @@ class _Tunnel(threading.Thread):
         self._wire.finish()
         self._transport.join(_LINGER_S)
         self._end_network()
+        failure = self._transport.get_exception()
+        if failure is not None and not isinstance(failure, EOFError):
+            log.warning("the SSH tunnel with %s broke: %s", self._wire.peer, _text(failure))
         _shutdown(outer, socket.SHUT_RDWR)
         inward.join(_LINGER_S)
         outer.close()

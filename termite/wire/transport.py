@@ -150,12 +150,21 @@ async def listen(
     *,
     purposes: Collection[Purpose] = tuple(Purpose),
     retries: int = 0,
+    sock: socket.socket | None = None,
     handshake_limit_s: float = HANDSHAKE_LIMIT_S,
     max_unproven: int = MAX_UNPROVEN,
 ) -> Listener:
-    """Listen on `port`, or the first free one of the `retries` after it; host "" is every address, port 0 any port."""
-    sock = bind(host, port, retries, _BACKLOG)
+    """Listen on `port`, or the first free one of the `retries` after it; host "" is every address, port 0 any port.
+
+    `sock` is one that listens already, in place of all that.
+    """
+    sock = sock or listening_socket(host, port, retries)
     return Listener(sock, key, on_accept, purposes, handshake_limit_s, max_unproven)
+
+
+def listening_socket(host: str, port: int, retries: int) -> socket.socket:
+    """For `listen`, but before there is a loop."""
+    return bind(host, port, retries, _BACKLOG)
 
 
 class Listener:

@@ -45,7 +45,7 @@ class Boxes:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
             ours.setblocking(False)
             theirs.set_inheritable(True)
-            argv = [b"termite-mkbox", b"-q", b"--serve", b"%d" % theirs.fileno()]
+            argv = [b"termite-mkbox", b"--serve", b"%d" % theirs.fileno()]
             try:
                 self._pid = os.posix_spawn(mkbox, argv, {}, setsigdef=_RESET)
             except OSError as e:

@@ -120,7 +120,7 @@ class Farm:
         path = Path(os.fsdecode(root))
         program = self.run(
             "termite-master", "-secret", str(self.secret), "-coordinator", f"127.0.0.1:{self.coordinator_port}",
-            "-jobs", str(jobs), *args, cwd=path,
+            "-jobs", str(jobs), *(args or ("-fallback=fail",)), cwd=path,
         )  # fmt: skip
         program.wait_log("serving")
         return program

@@ -60,7 +60,7 @@ def test_both_workers_killed_means_a_local_build_and_one_line_that_says_so(farm:
     farm.coordinator()
     workers = [farm.worker(2), farm.worker(2)]
     root = slow_project(farm)
-    farm.master(root)
+    farm.master(root, "-fallback=local")
     process = start_make(farm, root, "-j4")
     wait_for("some results", lambda: len(list(root.glob("o*"))) >= 2)
     for worker in workers:
@@ -75,7 +75,7 @@ def test_both_workers_killed_means_a_local_build_and_one_line_that_says_so(farm:
 def test_without_any_worker_commands_run_locally_and_one_line_says_so(farm: Farm) -> None:
     farm.coordinator()
     root = slow_project(farm)
-    farm.master(root)
+    farm.master(root, "-fallback=local")
     status, text = finish(start_make(farm, root, "-j4"))
     assert status == 0
     assert len(re.findall("running commands here", text)) == 1, text
@@ -168,7 +168,7 @@ def test_the_wrong_secret_is_refused_with_a_clear_message_on_both_sides(farm: Fa
     farm.secret = wrong
     root = slow_project(farm)
     worker = farm.worker(1, ready=False)
-    master = farm.master(root)
+    master = farm.master(root, "-fallback=local")
     farm.secret = right
     for program in (worker, master):
         program.wait_log("secret")
@@ -308,7 +308,7 @@ def test_a_full_cache_disk_is_told_and_the_build_still_ends_right(farm: Farm) ->
     try:
         worker = farm.worker(2, "-cachedir", str(small))
         root = slow_project(farm, "all:\n\thead -c 3000000 /dev/urandom > all\n")
-        farm.master(root)
+        farm.master(root, "-fallback=local")
         status, text = finish(start_make(farm, root))
         assert status == 0, text
         assert (root / "all").stat().st_size == 3000000

@@ -11,7 +11,8 @@ import pytest
 
 from termite import paths
 from termite.errors import PathError, PrivateError
-from termite.master.export import Export, hash_file, read_and_hash
+from termite.master.export import Export, read_and_hash
+from termite.master.hashes import hash_file
 from termite.wire.messages import Change
 
 

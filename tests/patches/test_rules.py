@@ -1,5 +1,8 @@
 """The rule files in patches/: each loads, explains itself, and decides as it should on commands of real builds."""
 
+# Command lines read better unbroken:
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import os
@@ -31,13 +34,15 @@ ANYWHERE = {
     "cp -p /usr/share/gettext/gettext.h intl/gettext.h.tmp2": REMOTE,
     "/bin/bash ./libtool --tag=CC --mode=compile gcc -g -O2 -c -o l.lo l.c": REMOTE,
     "/bin/bash ./libtool --tag=CC --mode=link gcc -g -O2 -o liba.la -rpath /usr/lib a.lo b.lo": REMOTE,
-    "rm -f libx.a && ar cr libx.a a.o b.o && ranlib libx.a": REMOTE,
+    "ln -s /usr/include/x.h x.h && mv x.h.tmp x.h": REMOTE,
     "python3 ../tools/gen.py --out gen.h": REMOTE,
     "termite-make -C sub all": MAKE,
     "make -C sub CFLAGS=-O2 all": MAKE,
     "cd lib && /usr/bin/termite-make -f Makefile.sub": MAKE,
     "fail=no; \\\nfor d in lib src; do \\\n  (cd $d && termite-make all) || fail=yes; \\\ndone; test $fail = no": RECURSE,
     "mkdir -p out; make -C out -f ../Makefile": RECURSE,
+    "sh -c 'termite-make all'": RECURSE,
+    "termite-make install-exec-am": LOCAL,
     "git describe --tags > version": LOCAL,
     "v=`git rev-parse HEAD`; echo $v > rev.h": LOCAL,
     "find . -name '*.o' -print | xargs rm -f": LOCAL,
@@ -47,6 +52,7 @@ ANYWHERE = {
     "read answer < /dev/tty; echo $answer > answer": LOCAL,
     "sort a b > /tmp/list.$PPID": LOCAL,
     "ldconfig -n /usr/local/lib": LOCAL,
+    "cd .. && cp -p a.conf '/etc/a.conf'; true": LOCAL,
 }
 
 KBUILD_CC = (
@@ -96,6 +102,9 @@ COMMANDS: dict[str, dict[str, Decision]] = {
         "sh ./scripts/depmod.sh 6.1.0": LOCAL,
         "/bin/sh ./kernel/gen_kheaders.sh kernel/kheaders_data.tar.xz": LOCAL,
         "/bin/bash ./scripts/package/builddeb linux-image": RECURSE,
+        "./tools/testing/kunit/kunit.py run": LOCAL,
+        "sphinx-build -b html -c ./Documentation -d Documentation/output/.doctrees ./Documentation out": LOCAL,
+        "/bin/bash ./scripts/tags.sh cscope": LOCAL,
     },
     "gcc": {
         "/obj/./prev-gcc/xg++ -B/obj/./prev-gcc/ -B/usr/local/x86_64-pc-linux-gnu/bin/ -nostdinc++ -fno-PIE -c -g -O2"
@@ -181,6 +190,9 @@ COMMANDS: dict[str, dict[str, Decision]] = {
         "cd /b && /usr/bin/cmake -Dconfig= -P /b/ext/src/ext-stamp/download-ext.cmake": LOCAL,
         "cd /b/ext-build && /usr/bin/cmake -DCMAKE_BUILD_TYPE=Release -GNinja -S /p/ext -B /b/ext-build": LOCAL,
         "cd /b && /usr/bin/cmake -P cmake_install.cmake": LOCAL,
+        "/usr/bin/cmake -P CMakeFiles/l.dir/cmake_clean.cmake": LOCAL,
+        "cd /b && /usr/bin/cmake -Dmake= -P /b/ext/src/ext-stamp/ext-configure-Release.cmake": LOCAL,
+        "cd /b/ext && CC=gcc ./configure --prefix=/b": LOCAL,
         "/usr/bin/ctest --force-new-ctest-process": LOCAL,
         "/usr/bin/ccmake -S/p -B/b": LOCAL,
         "cd /b && /usr/bin/cpack --config ./CPackConfig.cmake": LOCAL,
@@ -211,6 +223,7 @@ COMMANDS: dict[str, dict[str, Decision]] = {
         "out/host/linux-x86/bin/ota_from_target_files -v out/x-target_files.zip out/x-ota.zip": LOCAL,
         "prebuilts/remoteexecution-client/live/rewrapper --labels=type=compile clang++ -c x.cpp": LOCAL,
         "prebuilts/build-tools/linux-x86/bin/nsjail -H android-build -- /bin/true": LOCAL,
+        "adb push out/a.apk /data/local/a.apk": LOCAL,
     },
     "emacs": {
         "gcc -c -Demacs -I. -I../lib -MMD -MF deps/xdisp.d -MP -g3 -O2 xdisp.c": REMOTE,
@@ -259,6 +272,9 @@ COMMANDS: dict[str, dict[str, Decision]] = {
     },
 }  # fmt: skip
 
+
+# LLVM is a CMake project, but has its archives made here.
+COMMANDS["llvm"] |= {command: d for command, d in COMMANDS["cmake"].items() if "/ar qc" not in command}
 
 CASES = [(name, command) for name in FILES for command in [*COMMANDS.get(name, {}), *ANYWHERE]]
 
