@@ -4,6 +4,8 @@
  * with, so that `PROGRAM ARGV...` becomes `$TERMITE_WRAPPER -exec -- PROGRAM ARGV...`.  The makefile's SHELL,
  * .SHELLFLAGS and .ONESHELL, the environment and all descriptors stay as they are.
  *
+ * In the topmost program of a build it also prints, at that program's end, what the build came to (summary.c).
+ *
  * In every other program that inherits it, and without TERMITE_WRAPPER, it does nothing.  Nor when
  * - a process executes something in place of itself (make that starts over after remaking a makefile);
  * - the program cannot be executed: make then reports that in its own words.
@@ -25,6 +27,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "summary.h"
 
 enum tool {
     OTHER,
@@ -109,10 +113,16 @@ __attribute__((constructor)) static void load(int argc, char **argv, char **envp
     find_libc();
     wrapper = getenv("TERMITE_WRAPPER");
     if (!wrapper || !*wrapper) return;
+    remember_build();
     tool = which_tool();
     self = getpid();
     if (fstat(STDOUT_FILENO, &own_stdout)) own_stdout.st_ino = 0;
     if (tool == MAKE && argc > 0) argv[0] = "termite-make";
+}
+
+/* However it ends by itself; a program that is killed says nothing, and the master logs the line. */
+__attribute__((destructor)) static void unload(void) {
+    print_summary();
 }
 
 /* ---- the command instead of which the wrapper runs ------------------------------------------ */

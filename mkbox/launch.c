@@ -261,8 +261,10 @@ int main(int argc, char **argv) {
     }
     if (!is_inside_build()) {
         int fd;
-        char *socket = reach_master(&fd);
+        char *socket = reach_master(&fd), token[16];
         if (!socket) start_session(argv, argc);
+        snprintf(token, sizeof token, "%d", (int)getpid());
+        set("TERMITE_BUILD", token); /* which commands belong to this build, and who is its topmost program */
         refresh(fd, socket);
         set("TERMITE_SOCKET", socket);
     }

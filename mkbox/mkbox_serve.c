@@ -40,7 +40,8 @@
 #include <unistd.h>
 
 enum { STANDARD = 3, SELF = 3, FIRST_PASSED = 10, LAST_PASSED = 99, OWN = 200 };
-enum { HEADER = 5, PACKET_BYTES = 256 * 1024, MAX_PASSED = STANDARD + LAST_PASSED - FIRST_PASSED + 1, MAX_BOXES = 1024 };
+enum { MAX_PASSED = STANDARD + LAST_PASSED - FIRST_PASSED + 1, MAX_BOXES = 1024 };
+enum { HEADER = 5, PACKET_BYTES = 256 * 1024 };
 
 /* Everything that changes is together: each fork makes the kernel copy every page that is written after it. */
 static struct {
@@ -249,7 +250,7 @@ static bool serve_once(void)
     if (poll(watched, 1 + count, -1) < 0)
         return true;
     bool more = !watched[count].revents || handle_packet();
-    for (int i = count - 1; i >= 0; i--) /* backwards, because reap() moves the last one, which has been looked at */
+    for (int i = count - 1; i >= 0; i--) /* backwards: reap() moves the last one */
         if (watched[i].revents)
             reap(&server.boxes[i]);
     return more;

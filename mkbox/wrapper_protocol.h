@@ -21,6 +21,7 @@ enum request_kind {
     REQUEST_SHUTDOWN = 3, /* end the master */
     REQUEST_INSPECT = 4,  /* say what is known about the files in argv */
     REQUEST_LOCAL = 5,    /* argv is about to run in place of this process; refresh when it has ended */
+    REQUEST_SUMMARY = 6,  /* what has the build TERMITE_BUILD come to? */
 };
 
 enum request_flag {

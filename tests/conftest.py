@@ -20,24 +20,31 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def _traces() -> set[str]:
-    """Our programs that run, mounts, and directories in the usual temporary places."""
-    found = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if "termite" in line}
+MARK = f"TERMITE_TEST_RUN={os.getpid()}"
+"""In the environment of everything that this run starts."""
+
+
+def _left() -> list[str]:
+    """Processes and mounts of this run, and the directories of its farms."""
+    own = f"termite-test-{os.getpid()}-"
+    found = [line.strip() for line in Path("/proc/mounts").read_text().splitlines() if own in line]
     for directory in ("/tmp", "/var/tmp", "/srv"):
-        found |= {str(path) for path in Path(directory).glob("termite-*")}
+        found += [str(path) for path in Path(directory).glob(f"{own}*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
-        if any(b"/termite-" in word or word.startswith((b"termite-", b"termite.worker")) for word in words[:3]):
-            found.add(f"process {process.name}: {b' '.join(words)[:200]!r}")
+        if int(process.name) != os.getpid() and MARK.encode() in environment:
+            found.append(f"process {process.name}: {command[:200]!r}")
     return found
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    before = _traces()
+    name, _, value = MARK.partition("=")
+    os.environ[name] = value
     yield
-    left = _traces() - before
-    assert not left, sorted(left)
+    left = _left()
+    assert not left, left

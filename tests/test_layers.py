@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "termite"
 
 LAYERS = [
     "errors",
+    "logs",
     "paths",
     "attr",
     "command",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from termite.cli.flags import Flags
-from termite.cli.run import Job, common_flags, run_program
+from termite.cli.run import Job, common_flags, run_program, web_options
 from termite.coordinator.daemon import Coordinator, CoordinatorOptions
 from termite.errors import UsageError
 from termite.wire.address import format_address
@@ -31,12 +31,20 @@ def prepare(argv: Sequence[str]) -> Job:
     )
     port = flags.port("port", 1233, "TCP port for workers and masters")
     listen = flags.text("listen", "", "address to listen on", "ADDRESS", "all addresses of this machine")
+    web_port = flags.page_port("web-port", 1230, "TCP port of the pages (which workers live, what they do)")
+    web_password = flags.text(
+        "web-password", "", "lets whoever knows it end and restart workers from the pages", "TEXT", "nobody can"
+    )
     port_file = flags.text("port-file", "", "write the address that is listened on to this file once it is", "FILE")
     silence = flags.duration(
         "time.silence", f"{SILENCE_LIMIT_S:g}s", "a worker that sends nothing for this long is lost", 0.1, 3600
     )
     common = common_flags(flags)
     flags.parse(argv)
+    if web_password.is_given and not web_password.value:
+        raise UsageError("-web-password is empty; give one, or leave the flag out so that the pages take no commands")
+    if web_password.is_given and web_port.value is None:
+        raise UsageError("-web-password without pages: there are none with -web-port off; leave one of the two out")
     options = CoordinatorOptions(
         key=common.key(),
         host=listen.value,
@@ -44,6 +52,8 @@ def prepare(argv: Sequence[str]) -> Job:
         heartbeat_s=min(HEARTBEAT_S, silence.value / 4),
         silence_limit_s=silence.value,
         greeting_limit_s=10.0,
+        web=web_options(web_port, listen.value),
+        web_password=web_password.value,
     )
 
     async def serve(stop: asyncio.Event) -> int:

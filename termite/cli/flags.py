@@ -92,6 +92,15 @@ class Flags:
     def port(self, name: str, default: int, help: str) -> Flag[int]:
         return self.integer(name, default, f"{help}; 0: any free one", 0, 65535, "PORT")
 
+    def page_port(self, name: str, default: int, help: str, shown: str = "") -> Flag[int | None]:
+        """None: no pages, which is written "off"."""
+
+        def convert(text: str) -> int | None:
+            return None if text == "off" else parse_int(text, 0, 65535)
+
+        help = f"{help}; 0: any free one; off: no pages"
+        return self._add(Flag(name, default, help, convert, "PORT", shown or str(default)))
+
     def size(self, name: str, default: str, help: str, low: int = 0) -> Flag[int]:
         """Bytes; the default is written as a user would write it."""
         return self._add(Flag(name, parse_size(default), help, lambda text: parse_size(text, low), "SIZE", default))

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from termite import paths
 from termite.cli.flags import Flags
 from termite.cli.run import Job, common_flags, run_program
+from termite.errors import UsageError
 from termite.master.daemon import Master, MasterOptions, check_root
 from termite.master.local import SOCKET_NAME
 from termite.wire.address import parse_address
@@ -42,11 +44,34 @@ def prepare(argv: Sequence[str]) -> Job:
     exclude = flags.texts(
         "exclude", "never show this directory to workers (/proc, /sys, /dev, /tmp, /var/tmp never are)", "DIR"
     )
+    sourcedir = flags.text(
+        "sourcedir",
+        "",
+        "the sources, if they lie outside of this directory, where the build is to happen; commands cannot change "
+        "anything there, and like here, hashes are kept with the files",
+        "DIR",
+    )
+    xattr = flags.switch(
+        "xattr",
+        True,
+        "keep the hashes of the project's files in their xattr user.termattr, so that the next master need not read "
+        "them again (git looks once at files that got one)",
+    )
+    fetch_all = flags.switch(
+        "fetch-all", False, "while nothing is to do, let workers fetch the whole project, not only what commands ask for"
+    )
     retry = flags.integer("retry", 3, "how often a command that was lost with its worker is tried again", 0, 100)
     keepalive = flags.duration("time.keepalive", "60s", "give a worker's slots back after this long without work", 0.1)
     fallback = flags.choice(
         "fallback", "local", ["local", "wait", "fail"], "what becomes of a command when there is no worker"
     )
+    household = flags.duration(
+        "time.household", "5s", "how often to tidy up: give idle slots back, set xattrs, look for idle workers", 0.1, 3600
+    )
+    paranoia = flags.switch(
+        "paranoia", False, "check everything that is remembered after every change, and samples of it against the disk"
+    )
+    flags.obsolete("cachedir", "files are served from where they lie, nothing is copied")
     patience = flags.duration("time.patience", "3s", "how long to hope for a worker when there is none", 0)
     silence = flags.duration(
         "time.silence", f"{SILENCE_LIMIT_S:g}s", "a worker that sends nothing for this long is lost", 0.1, 3600
@@ -55,6 +80,7 @@ def prepare(argv: Sequence[str]) -> Job:
     flags.parse(argv)
     named = coordinators.value or [os.environ.get("TERMITE_COORDINATOR") or "localhost"]
     root = os.getcwdb()
+    excluded = [os.path.abspath(os.fsencode(directory)) for directory in exclude.value]
     path = os.fsencode(socket.value) if socket.value else SOCKET_NAME
     options = MasterOptions(
         root=root,
@@ -62,7 +88,12 @@ def prepare(argv: Sequence[str]) -> Job:
         key=common.key(),
         coordinators=[parse_address(text, COORDINATOR_PORT) for text in named],
         jobs=jobs.value,
-        exclude=[os.path.abspath(os.fsencode(directory)) for directory in exclude.value],
+        exclude=excluded,
+        sources=_sources(sourcedir.value, root, excluded),
+        xattrs=xattr.value,
+        fetch_all=fetch_all.value,
+        paranoia=paranoia.value,
+        household_s=household.value,
         retry=retry.value,
         keepalive_s=keepalive.value,
         fallback=fallback.value,
@@ -70,7 +101,8 @@ def prepare(argv: Sequence[str]) -> Job:
         heartbeat_s=min(HEARTBEAT_S, silence.value / 4),
         silence_limit_s=silence.value,
     )
-    check_root(root)
+    for directory in (root, *options.sources):
+        check_root(directory)
 
     async def serve(stop: asyncio.Event) -> int:
         master = Master(options)
@@ -86,6 +118,21 @@ def prepare(argv: Sequence[str]) -> Job:
         return 0
 
     return common.job(serve)
+
+
+def _sources(named: str, root: bytes, excluded: Sequence[bytes]) -> tuple[bytes, ...]:
+    """What -sourcedir means; UsageError if that contradicts something else."""
+    if not named:
+        return ()
+    source = os.path.realpath(os.fsencode(named))
+    if paths.is_inside(source, root):
+        return ()  # part of the project already
+    if source.split(b"/")[1] in (b"", b"proc", b"sys", b"dev"):
+        raise UsageError(f"-sourcedir {named}: name the directory of one project's sources")
+    for directory in excluded:
+        if paths.is_inside(source, directory):
+            raise UsageError(f"-sourcedir {named} and -exclude {os.fsdecode(directory)} contradict each other")
+    return (source,)
 
 
 if __name__ == "__main__":

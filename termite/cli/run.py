@@ -18,12 +18,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
 from termite.cli.flags import Flag, Flags, HelpWanted
 from termite.errors import TermiteError, UsageError
+from termite.logs import one_line, send_stderr_to, start_logging
+from termite.web.pages import DEFAULT_RETRIES, WebOptions
 from termite.wire.secret import find_secret, load_secret
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Job:
     main: Main
     logfile: str = ""  # empty: stderr
     debug: bool = False
+    stderr: str = ""  # a file in place of the stderr we were started with; empty: leave it
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class CommonFlags:
 
     def job(self, main: Main) -> Job:
         return Job(main, self.logfile.value, self.debug.value)
+
+
+def web_options(flag: Flag[int | None], host: str, retries: int = 0) -> WebOptions | None:
+    """A port that was asked for, or one of the `retries` after it, or an error; the default one is only a wish."""
+    if flag.value is None:
+        return None
+    if flag.is_given:
+        return WebOptions(host, flag.value, retries, flag=f"-{flag.name}")
+    return WebOptions(host, flag.value, DEFAULT_RETRIES, required=False, flag=f"-{flag.name}")
 
 
 def common_flags(flags: Flags) -> CommonFlags:
@@ -79,6 +90,8 @@ def run_program(program: str, prepare: Callable[[Sequence[str]], Job], argv: Seq
     """Runs a program from its command line (default: the process's own) to its exit status."""
     try:
         job = prepare(sys.argv[1:] if argv is None else argv)
+        if job.stderr:
+            send_stderr_to(job.stderr)
         start_logging(job.logfile, job.debug)
         raise_descriptor_limit()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -87,7 +100,7 @@ def run_program(program: str, prepare: Callable[[Sequence[str]], Job], argv: Seq
         _print(sys.stdout, str(wanted))
         return 0
     except TermiteError as error:
-        text = _one_line(str(error))
+        text = one_line(str(error))
         if logging.getLogger().handlers and not _logs_to_stderr():
             log.critical("%s", text)
         _print(sys.stderr, f"{program}: {text}")
@@ -117,8 +130,8 @@ async def _supervise(program: str, job: Job) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        # With a log file it is a request to look whether that was moved away, which happens at every line anyway.
-        loop.add_signal_handler(signal.SIGHUP, *((log.info, "SIGHUP") if job.logfile else (on_signal, signal.SIGHUP)))
+        has_files = bool(job.logfile or job.stderr)
+        loop.add_signal_handler(signal.SIGHUP, *((_reopen, job) if has_files else (on_signal, signal.SIGHUP)))
     try:
         return await work or 0
     except asyncio.CancelledError:
@@ -127,39 +140,14 @@ async def _supervise(program: str, job: Job) -> int:
         raise
 
 
-def start_logging(logfile: str = "", debug: bool = False) -> None:
-    """One line per event, to a file or to stderr."""
-    handler: logging.Handler
-    if logfile:
-        try:
-            handler = WatchedFileHandler(logfile, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UsageError(f"-logfile {logfile}: {error.strerror}; name a file that can be written") from None
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter())
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        if isinstance(old.formatter, _LineFormatter):
-            root.removeHandler(old)
-            old.close()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.getLogger("termite").setLevel(logging.DEBUG if debug else logging.INFO)
-    for talkative in ("asyncio", "paramiko", "aiohttp.access", "pyroute2"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-
-
-class _LineFormatter(logging.Formatter):
-    """`2014-02-03 12:00:00.123 I master.pool: text`; a traceback, and nothing else, takes more lines."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03d %(levelname).1s %(where)s: %(line)s", "%Y-%m-%d %H:%M:%S")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.where = record.name.removeprefix("termite.")
-        record.line = _one_line(record.message)
-        return super().formatMessage(record)
+def _reopen(job: Job) -> None:
+    """SIGHUP: files may have been moved away.  For the log file that is looked at before every line anyway."""
+    try:
+        if job.stderr:
+            send_stderr_to(job.stderr)
+    except UsageError as error:
+        log.error("%s", error)
+    log.info("SIGHUP: files opened anew")
 
 
 def raise_descriptor_limit() -> None:
@@ -184,10 +172,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _logs_to_stderr() -> bool:
     return any(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _print(stream: Any, text: str) -> None:

@@ -120,6 +120,7 @@ class OwnDaemons:
         self.secret = ["-secret", str(secret)]
         port_file = self.dir / "coordinator.port"
         args = [*self.secret, "-listen", "127.0.0.1", "-port", "0", "-port-file", str(port_file)]
+        args += ["-web-port", "off"]
         coordinator = self._start("termite-coordinator", args)
         coordinator.wait_until("port", lambda: port_file.exists())
         self.coordinator_address = f"127.0.0.1:{port_file.read_text().rpartition(':')[2].strip()}"
@@ -133,12 +134,12 @@ class OwnDaemons:
         args = [
             *self.secret,
             *("-coordinator", self.coordinator_address, "-jobs", str(jobs), "-listen", "127.0.0.1", "-port", "0"),
-            *("-tmpdir", str(work), "-cachedir", str(cache)),
+            *("-tmpdir", str(work), "-cachedir", str(cache), "-web-port", "off"),
         ]
         return self._start("termite-worker", args)
 
     def start_master(self, root: Path, jobs: int, *flags: str) -> Daemon:
-        args = [*self.secret, "-coordinator", self.coordinator_address, "-jobs", str(jobs), *flags]
+        args = [*self.secret, "-coordinator", self.coordinator_address, "-jobs", str(jobs), "-port", "off", *flags]
         master = self._start("termite-master", args, cwd=root)
         master.wait_until("socket", lambda: _answers(root / ".termite-socket"))
         return master

@@ -11,16 +11,33 @@ import asyncio
 import ipaddress
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
+from termite import __version__
+from termite.coordinator.overview import listed_masters, listed_worker, listed_workers
 from termite.coordinator.registry import Master, Registry, Worker
 from termite.errors import Refused
-from termite.wire.address import format_address, host_of
+from termite.web.pages import Commands, Page, PageServer, Site, WebOptions
+from termite.web.status import CoordinatorStatus, ListedWorker
+from termite.wire.address import format_address
 from termite.wire.auth import Purpose
-from termite.wire.messages import VERSION, Message, Ok, Register, Status, StatusText, Subscribe, WorkerInfo, Workers
+from termite.wire.messages import (
+    VERSION,
+    Message,
+    Ok,
+    Register,
+    Status,
+    StatusText,
+    Subscribe,
+    WorkerCommand,
+    WorkerInfo,
+    WorkerReport,
+    Workers,
+)
 from termite.wire.rpc import Connection
 from termite.wire.transport import Accepted, Listener, listen
 
@@ -28,6 +45,12 @@ log = logging.getLogger(__name__)
 
 PURPOSES = (Purpose.WORKER_REGISTER, Purpose.MASTER_SUBSCRIBE)
 MAX_PEERS = 10_000
+
+KINDS = ("restart", "kill")
+"""What the pages may tell workers to do."""
+
+COMMAND_LIMIT_S = 5.0
+_KEPT_NOTES = 10
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,8 @@ class CoordinatorOptions:
     heartbeat_s: float  # between two signs of life
     silence_limit_s: float  # after which a peer is lost
     greeting_limit_s: float  # for a new connection to say who it is
+    web: WebOptions | None = None  # None: no pages
+    web_password: str = field(default="", repr=False)  # empty: the pages take no commands
 
 
 @dataclass(eq=False)
@@ -61,6 +86,8 @@ class Coordinator:
         self._listener: Listener | None = None
         self._peers: dict[_Peer, asyncio.Task[None]] = {}
         self._to_tell: set[_Peer] = set()  # masters that have not got the present list
+        self._notes: deque[str] = deque(maxlen=_KEPT_NOTES)  # commands given, newest first
+        self.pages = PageServer(options.web, self._site())
 
     @property
     def host(self) -> str:
@@ -75,9 +102,11 @@ class Coordinator:
         options = self.options
         self._listener = await listen(options.host, options.port, options.key, self._admit, purposes=PURPOSES)
         log.info("listening on %s", format_address(self.host, self.port))
+        self.pages.start()
 
     async def stop(self) -> None:
         """Says goodbye to everyone."""
+        await self.pages.stop()
         if self._listener is not None:
             await self._listener.close()
         closing = [peer.conn.close("the coordinator was stopped") for peer in self._peers if peer.conn is not None]
@@ -85,17 +114,59 @@ class Coordinator:
         await asyncio.gather(*self._peers.values())
         log.info("stopped")
 
-    def status(self) -> bytes:
-        """Everything countable, as JSON."""
+    # -- pages ---------------------------------------------------------------------------------------
+
+    def status(self) -> CoordinatorStatus:
         now = self._clock()
-        return msgspec.json.encode({"up_s": round(now - self._started, 3), **self.registry.status(now)})
+        workers = listed_workers(self.registry, now)
+        return CoordinatorStatus(
+            version=__version__,
+            up_s=round(now - self._started, 3),
+            jobs=sum(worker.jobs for worker in workers),
+            running=sum(worker.load.running for worker in workers if worker.load is not None),
+            workers=workers,
+            masters=listed_masters(self.registry, workers, now),
+            notes=list(self._notes),
+            takes_commands=bool(self.options.web_password),
+        )
+
+    def _worker_status(self, name: str) -> ListedWorker | None:
+        now = self._clock()
+        return next((listed_worker(w, now) for w in self.registry.listing() if w.info.name == name), None)
+
+    def _site(self) -> Site:
+        pages = {
+            "/": Page("coordinator.html", lambda _: self.status()),
+            "/worker/{name:.+}": Page("coordinator_worker.html", self._worker_status),
+        }
+        password = self.options.web_password
+        return Site("coordinator", pages, Commands(password, KINDS, self.command) if password else None)
+
+    async def command(self, kind: str, name: str = "") -> str:
+        """Tells a worker, or all (name empty), to end or to begin anew; KeyError if there is no such worker.
+
+        Says what was done; a TermiteError if the worker did not take it.
+        """
+        peers = [peer for peer in self.registry.connections(name) if isinstance(peer, _Peer) and peer.conn is not None]
+        if name and not peers:
+            raise KeyError(name)
+        conns = [peer.conn for peer in peers if peer.conn is not None]
+        told = [conn.call(WorkerCommand(kind), timeout_s=COMMAND_LIMIT_S) for conn in conns]
+        outcomes = await asyncio.gather(*told, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if name and failures:
+            raise failures[0]
+        said = f"{kind}: {name or f'{len(outcomes) - len(failures)} of {len(outcomes)} workers'}"
+        log.info("told %s", said)
+        self._notes.appendleft(f"{time.strftime('%H:%M:%S')} {said}")
+        return said
 
     # -- connections ---------------------------------------------------------------------------------
 
     async def _admit(self, accepted: Accepted) -> None:
         if len(self._peers) >= MAX_PEERS:
             raise Refused(f"came when {MAX_PEERS} others were connected")
-        peer = _Peer(accepted.purpose, accepted.host, host_of(accepted.sock.getsockname()))
+        peer = _Peer(accepted.purpose, accepted.host, accepted.local_host)
         peer.conn = conn = await accepted.connect(
             lambda _, message, body: self._serve(peer, message),
             heartbeat_s=self.options.heartbeat_s,
@@ -135,8 +206,11 @@ class Coordinator:
                 log.info("master %s at %s", message.master, peer.host)
                 self._tell_soon([peer])
                 return Ok()
+            case WorkerReport() if peer.purpose is Purpose.WORKER_REGISTER:
+                self.registry.report(peer, message, self._clock())
+                return Ok()
             case Status():
-                return StatusText(self.status())
+                return StatusText(msgspec.json.encode(self.status()))
         raise Refused(f"the coordinator does not serve {type(message).__name__} to a {peer.purpose.name}")
 
     def _register(self, peer: _Peer, info: WorkerInfo) -> None:

@@ -7,13 +7,12 @@ it registered lives until `drop`.  Times are seconds, from whatever clock the ca
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from termite.errors import Refused
-from termite.wire.messages import WorkerInfo
+from termite.wire.messages import WorkerInfo, WorkerReport
 
 MAX_TEXT = 255
 """Bytes of a name, host, architecture or version."""
@@ -26,6 +25,8 @@ class Worker:
     info: WorkerInfo
     wanted_name: str  # as it called itself; `info.name` is unique
     since: float
+    report: WorkerReport | None = None  # the latest; None: none yet
+    reported: float = 0.0  # when that came
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,16 @@ class Registry:
             if (worker.info.host, worker.info.port) == (info.host, info.port):
                 del self._workers[other]
         listed = msgspec.structs.replace(info, name=self._unique(info.name))
-        self._workers[connection] = Worker(listed, info.name, before.since if before else now)
+        self._workers[connection] = (
+            replace(before, info=listed, wanted_name=info.name) if before else Worker(listed, info.name, now)
+        )
         return listed
+
+    def report(self, connection: Hashable, report: WorkerReport, now: float) -> None:
+        """Notes how a worker is; nothing if it is not, or no longer, on the list."""
+        worker = self._workers.get(connection)
+        if worker is not None:
+            self._workers[connection] = replace(worker, report=report, reported=now)
 
     def subscribe(self, connection: Hashable, master: str, host: str, now: float) -> None:
         """Notes a master that wants the list; Refused if its name makes no sense."""
@@ -79,17 +88,17 @@ class Registry:
     def subscribers(self) -> list[Hashable]:
         return list(self._masters)
 
-    def status(self, now: float) -> dict[str, Any]:
-        """All of it as plain data, for pages and for `Status`."""
-        workers = sorted(self._workers.values(), key=lambda worker: worker.info.name)
-        masters = sorted(self._masters.values(), key=lambda master: master.name)
-        return {
-            "workers": [{**_plain(worker.info), "for_s": round(now - worker.since, 3)} for worker in workers],
-            "masters": [
-                {"name": master.name, "host": master.host, "for_s": round(now - master.since, 3)} for master in masters
-            ],
-            "jobs": sum(worker.info.jobs for worker in workers),
-        }
+    def listing(self) -> list[Worker]:
+        """All that is known of the workers, by name."""
+        return sorted(self._workers.values(), key=lambda worker: worker.info.name)
+
+    def masters(self) -> list[Master]:
+        """By name."""
+        return sorted(self._masters.values(), key=lambda master: master.name)
+
+    def connections(self, name: str) -> list[Hashable]:
+        """Of the worker that is listed under this name, or of all of them if it is empty."""
+        return [connection for connection, worker in self._workers.items() if name in ("", worker.info.name)]
 
     def check(self) -> None:
         """Asserts what must always hold."""
@@ -127,9 +136,3 @@ def _check_info(info: WorkerInfo) -> None:
 def _check_text(what: str, text: str, may_be_empty: bool = True) -> None:
     if not (text or may_be_empty) or len(text) > MAX_TEXT or not text.isprintable():
         raise Refused(f"a {what} must be one printable line of at most {MAX_TEXT} letters, not {text[:40]!r}")
-
-
-def _plain(info: WorkerInfo) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(info)
-    plain.pop("type", None)
-    return plain

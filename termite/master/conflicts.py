@@ -65,12 +65,13 @@ class Conflicts:
         self.recent: deque[Conflict] = deque(maxlen=RECENT)
         self.found = 0
         self._max = max_changes
-        self._running: dict[int, int] = {}  # task -> when it was sent; oldest first only by chance
+        self._running: dict[int, int] = {}  # task -> when it was sent
         self._changes: dict[bytes, Write] = {}  # path -> its latest change; the oldest first
 
     def sent(self, task: int, now_ns: int) -> None:
         """A task was sent to a worker (or once more to another one)."""
         self._running[task] = now_ns
+        self._forget_old()
 
     def changed(self, command: Command, files: Mapping[bytes, bytes | None], now_ns: int) -> list[Conflict]:
         """The task's changes are in the tree.  `files`: path -> hash of the new contents, None: removed.
@@ -98,8 +99,7 @@ class Conflicts:
                 others[task] = self._conflict(path, before, write, same)
         while len(self._changes) > self._max:
             del self._changes[next(iter(self._changes))]
-        if not self._running:
-            self._changes.clear()
+        self._forget_old()
         found = [Conflict(**{**vars(conflict), "more": more[task]}) for task, conflict in others.items()]
         self.recent.extend(found)
         self.found += len(found)
@@ -111,18 +111,21 @@ class Conflicts:
 
     def ended(self, task: int) -> None:
         """The task runs no more, whatever became of it."""
-        sent_ns = self._running.pop(task, None)
-        if sent_ns is None:
-            return
+        if self._running.pop(task, None) is not None:
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Drops the changes that every running task was sent after."""
         if not self._running:
             self._changes.clear()
+        if not self._changes:
             return
         oldest = min(self._running.values())
-        if sent_ns <= oldest:
-            while self._changes and (path := next(iter(self._changes))) is not None:
-                if self._changes[path].at_ns >= oldest:
-                    break
-                del self._changes[path]
+        while self._changes:
+            path = next(iter(self._changes))
+            if self._changes[path].at_ns >= oldest:
+                return
+            del self._changes[path]
 
     def check(self) -> None:
         """Asserts the invariants."""

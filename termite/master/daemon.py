@@ -13,7 +13,6 @@ import platform
 import socket
 import stat
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +21,7 @@ import msgspec
 from termite import paths
 from termite.command.localrc import RulesFile
 from termite.errors import NoWorker, UsageError
+from termite.master.builds import ANSWERED, REMOTE
 from termite.master.dispatch import Dispatcher, DispatchOptions
 from termite.master.export import Export
 from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalServer
@@ -30,7 +30,9 @@ from termite.master.pool import Pool
 from termite.master.replay import Replayer
 from termite.master.results import Results
 from termite.master.shortcuts import find_shortcut
+from termite.master.suspicion import Suspicion
 from termite.master.task import Task
+from termite.master.upkeep import LOCAL_AS_ASKED, Upkeep
 from termite.wire.auth import Purpose
 from termite.wire.coordination import CoordinatorLink
 from termite.wire.messages import OpenMirror, Subscribe, WorkerInfo
@@ -57,6 +59,11 @@ class MasterOptions:
     busy_patience_s: float = 30.0
     heartbeat_s: float = 2.0
     silence_limit_s: float = 10.0
+    sources: tuple[bytes, ...] = ()  # absolute paths of other directories of the project
+    xattrs: bool = True  # keep hashes of the project's files there
+    fetch_all: bool = False
+    paranoia: bool = False
+    household_s: float = 5.0
 
 
 def check_root(root: bytes) -> None:
@@ -86,13 +93,13 @@ class Master:
         self.stopped = asyncio.Event()
         root = paths.relative(options.root)
         self.root = root
-        self.export = Export(root, [paths.relative(e) for e in options.exclude])
+        sources = [paths.relative(source) for source in options.sources]
+        self.export = Export(root, [paths.relative(e) for e in options.exclude], sources, xattrs=options.xattrs)
         self.pool = Pool(jobs=options.jobs, arch=platform.machine(), keepalive_s=options.keepalive_s)
         self._protected = frozenset([SOCKET_NAME, os.path.basename(options.socket)])
         self.replayer = Replayer(paths.absolute(root), protected=self._protected)
         self.results = Results(self.replayer, self.export)
         self.local_runs = LocalRuns(os.cpu_count() or 1)
-        self.counts: Counter[str] = Counter()
         self.rules = RulesFile(os.path.join(options.root, RULES_NAME))
         self._server = LocalServer(options.socket, self.serve)
         self._ids = iter(range(1, 1 << 62))
@@ -108,7 +115,7 @@ class Master:
             self.export,
             self.results,
             options.key,
-            OpenMirror(master=name, root=root, uid=os.getuid(), gid=os.getgid(), jobs=0),
+            OpenMirror(master=name, root=root, uid=os.getuid(), gid=os.getgid(), jobs=0, sources=sources),
             DispatchOptions(
                 retry=options.retry,
                 no_worker_patience_s=options.no_worker_patience_s,
@@ -120,12 +127,24 @@ class Master:
             is_settled=self._is_settled,
         )
         self.name = name
+        self.upkeep = Upkeep(
+            self.export, lambda: self.dispatcher.served_bytes, self._is_busy, fetch_all=options.fetch_all
+        )
+        self.counts = self.upkeep.builds.total.counts
+        if self.upkeep.prefetcher is not None:
+            self.dispatcher.on_opened = self.upkeep.prefetcher.begin
+            self.dispatcher.on_closed = self.upkeep.prefetcher.end
+        self.suspicion: Suspicion | None = None
+        if options.paranoia:
+            self.suspicion = Suspicion(self.export, [self.pool.check, self.results.conflicts.check])
+            self.dispatcher.on_changes = self.suspicion.changed
 
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Checks the directory and the rules, opens the socket, looks for the coordinator."""
-        check_root(self.options.root)
+        for directory in (self.options.root, *self.options.sources):
+            check_root(directory)
         self.rules.current()
         await self._server.start()
         for index, (host, port) in enumerate(self.options.coordinators):
@@ -150,12 +169,14 @@ class Master:
             await link.stop()
         await self.dispatcher.close()
         await self._server.stop()
+        await self.upkeep.close()
         self.local_runs.close()
 
     async def _keep_house(self) -> None:
         while True:
-            await asyncio.sleep(min(5.0, self.options.keepalive_s))
+            await asyncio.sleep(min(self.options.household_s, self.options.keepalive_s))
             self.dispatcher.release_idle()
+            await self.upkeep.household()
 
     def _on_workers(self, index: int, infos: list[WorkerInfo]) -> None:
         self._listed[index] = infos
@@ -166,12 +187,17 @@ class Master:
 
     async def serve(self, request: LocalRequest, caller: Caller) -> None:
         """Answers one wrapper."""
+        self.upkeep.quiet.disturb()
         match request.kind:
             case Kind.RUN:
                 await self._run(request, caller)
             case Kind.LOCAL:
+                self.upkeep.count(self.upkeep.builds.of(request.env), LOCAL_AS_ASKED)
                 self._run_here(caller, recurse=True, makes_stale=True)
+            case Kind.SUMMARY:
+                self.upkeep.summarize(request, caller)
             case Kind.REFRESH:
+                self.upkeep.build_begins(request, caller)
                 self.rules.current()
                 self.local_runs.stale = True
                 await self._fresh()
@@ -193,13 +219,13 @@ class Master:
         decision = self.rules.current().decide(task.text)
         task.debug |= decision.debug
         if decision.local:
-            self.counts["local by rule"] += 1
+            self._note_local(task, "local by rule")
             self._run_here(caller, recurse=decision.recurse, makes_stale=not decision.skip_refresh)
             return
         if self._answer_at_once(request, task):
             return
         if (reason := self._unseen(request)) is not None:
-            self.counts["local, not visible to workers"] += 1
+            self._note_local(task, "local, not visible to workers")
             caller.message(f"{reason}; running it here: {task.label()}")
             self._run_here(caller, recurse=False, makes_stale=True)
             return
@@ -214,8 +240,11 @@ class Master:
         result = shortcut.perform(self.options.root, self._protected)
         if result is None:
             return False
-        self.counts["answered by the master"] += 1
+        log.debug("task %d: answered here: %s", task.id, task.label())
         self.dispatcher.tell_mirrors(self.export.note(result.changed_paths, {}))
+        removed = [path for path in result.changed_paths if not os.path.lexists(paths.absolute(path))]
+        self.results.report_conflicts(task, dict.fromkeys(removed))
+        self._count(task, ANSWERED)
         task.show(1, result.stdout)
         task.show(2, result.stderr)
         task.caller.exit_status(result.status)
@@ -250,10 +279,10 @@ class Master:
             )
         except asyncio.CancelledError:
             log.info("task %d: its caller is gone; cancelled: %s", task.id, task.label())
-            self.counts["cancelled"] += 1
+            self._count(task, "cancelled")
         else:
             self._told_no_worker = False
-            self.counts["remote"] += 1
+            self._count(task, REMOTE)
             await caller.drained()
             caller.exit_status(status)
 
@@ -270,7 +299,7 @@ class Master:
         """What `-fallback` says; "wait" never gets here for want of workers."""
         caller = task.caller
         if self.options.fallback != "local" or task.stdin_read:
-            self.counts["failed, no worker"] += 1
+            self._count(task, "failed, no worker")
             caller.message(f"no worker for: {task.label()} ({reason})")
             caller.exit_status(1 << 8)
             return
@@ -278,15 +307,30 @@ class Master:
         if caller.gone:
             self.local_runs.give_back()
             return
-        self.counts["local, no worker"] += 1
+        self._note_local(task, "local, no worker")
         if not self._told_no_worker or task.tried:
             self._told_no_worker = True
             caller.message(f"no worker ({reason}); running commands here until one is found")
         self._run_here(caller, recurse=False, makes_stale=True, holds_slot=True)
 
+    def _count(self, task: Task, what: str) -> None:
+        build = self.upkeep.builds.of(task.request.env)
+        self.upkeep.count(build, what)
+        build.received += task.brought_bytes
+        build.conflicts += task.conflicts
+        if task.worker and what == REMOTE:
+            build.workers.add(task.worker)
+
+    def _note_local(self, task: Task, why: str) -> None:
+        self._count(task, why)
+        log.debug("task %d: %s: %s", task.id, why, task.label())
+
     def _run_here(self, caller: Caller, *, recurse: bool, makes_stale: bool, holds_slot: bool = False) -> None:
         self.local_runs.watch(caller.pid, makes_stale=makes_stale, holds_slot=holds_slot)
         caller.run_locally(recurse)
+
+    def _is_busy(self) -> bool:
+        return bool(self.dispatcher.running or self.local_runs.running or self._refreshing is not None)
 
     # -- freshness -----------------------------------------------------------------------------------
 
@@ -305,6 +349,7 @@ class Master:
 
     async def _refresh(self) -> None:
         started = pause_at = time.monotonic()
+        began_ns = time.time_ns()
         found = 0
         self._hidden.clear()
         try:
@@ -316,6 +361,8 @@ class Master:
                     pause_at = time.monotonic()
         finally:
             self._refreshing = None
+        if self.suspicion is not None:
+            self.suspicion.refreshed(began_ns)
         log.info("refresh: %d changes, %.1f ms", found, (time.monotonic() - started) * 1e3)
 
     # -- for people ----------------------------------------------------------------------------------
@@ -348,6 +395,9 @@ class Master:
                 "running": self.dispatcher.running,
                 "results": {"files": self.results.files, "bytes": self.results.bytes},
                 "hashed": self.export.hashes.status(),
+                "conflicts": [str(conflict) for conflict in self.results.conflicts.recent],
+                **self.upkeep.status(),
+                "breaches": list(self.suspicion.breaches) if self.suspicion is not None else None,
                 "workers": {
                     name: {"state": m.state.value, "granted": m.granted, "running": m.running, "done": m.done}
                     for name, m in self.pool.members.items()

@@ -83,6 +83,10 @@ class Dispatcher:
         self._hopeless_since: float | None = now()
         self._timer: asyncio.TimerHandle | None = None
         self.running = 0
+        self.on_opened: Callable[[MirrorLink], None] | None = None
+        self.on_closed: Callable[[MirrorLink], None] | None = None
+        self.on_changes: Callable[[list[Change]], None] | None = None  # they are about to be told
+        self._served_before = 0  # bytes that links sent which are gone
 
     # -- the life of a task --------------------------------------------------------------------------
 
@@ -92,6 +96,8 @@ class Dispatcher:
         while True:
             link = await self._slot(task, first=again)
             self.running += 1
+            task.worker = link.name
+            self._results.conflicts.sent(task.id, time.monotonic_ns())
             try:
                 done, body = await link.run(task)
                 await self._results.take(task, link, done, body, self.tell_mirrors)
@@ -103,6 +109,7 @@ class Dispatcher:
             except TRY_ELSEWHERE as e:
                 self._lost(task, link, e)
             finally:
+                self._results.conflicts.ended(task.id)
                 self.running -= 1
                 self.pool.ended(link.name, self._now())
                 self._close_if_drained(link)
@@ -215,8 +222,9 @@ class Dispatcher:
 
     async def _open(self, info: WorkerInfo, jobs: int) -> None:
         hello = OpenMirror(
-            master=self._hello.master, root=self._hello.root, uid=self._hello.uid, gid=self._hello.gid, jobs=jobs
-        )
+            master=self._hello.master, root=self._hello.root, uid=self._hello.uid, gid=self._hello.gid, jobs=jobs,
+            sources=self._hello.sources,
+        )  # fmt: skip
         link = MirrorLink(
             info,
             self._export,
@@ -247,6 +255,8 @@ class Dispatcher:
             log.info("worker %s: mirror open, %d slots", info.name, link.granted)
             self.links[info.name] = link
             self.pool.opened(info.name, link.granted, self._now())
+            if self.on_opened is not None:
+                self.on_opened(link)
             if link.draining is not None:
                 self._on_draining(link)
         self.kick()
@@ -258,6 +268,9 @@ class Dispatcher:
 
     def _on_lost(self, link: MirrorLink, reason: str) -> None:
         self._hearing.discard(link)
+        self._served_before += link.bytes_served
+        if self.on_closed is not None:
+            self.on_closed(link)
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
@@ -289,9 +302,16 @@ class Dispatcher:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
+    @property
+    def served_bytes(self) -> int:
+        """Contents that were sent to workers so far."""
+        return self._served_before + sum(link.bytes_served for link in self.links.values())
+
     def tell_mirrors(self, changes: list[Change]) -> None:
         """Queues changes of the tree for every mirror."""
         if changes:
+            if self.on_changes is not None:
+                self.on_changes(changes)
             for link in list(self._hearing):
                 link.queue(changes)
 

@@ -44,7 +44,12 @@ class Export:
     """
 
     def __init__(
-        self, writable_root: bytes, exclude: Sequence[bytes] = (), sources: Sequence[bytes] = (), *, xattrs: bool = False
+        self,
+        writable_root: bytes,
+        exclude: Sequence[bytes] = (),
+        sources: Sequence[bytes] = (),
+        *,
+        xattrs: bool = False,
     ) -> None:
         self.writable_root = paths.checked(writable_root)
         self.roots = (self.writable_root, *map(paths.checked, sources))
@@ -267,7 +272,9 @@ class Export:
             now = self._scan(path)
         except (OSError, PathError, PrivateError):
             self._forget_below(path)
-            return [Change(path, ABSENT)] if path else []
+            parent, name = paths.split(path)
+            hidden = self.listed.get(parent, {}).get(name)  # there, but not to be looked into any more
+            return [Change(path, ABSENT), *([Change(path, hidden)] if hidden else [])] if path else []
         self._dir_attrs[path] = attr
         changes: list[Change] = []
         for name, attr in now.items():
@@ -289,6 +296,33 @@ class Export:
             changes.append(Change(child, ABSENT))
         self.listed[path] = now
         return changes
+
+    # -- for the suspicious ------------------------------------------------------------------------
+
+    def look(self, path: bytes) -> FileAttr:
+        """What would be told of this path, were it looked at now; OSError if it is not there."""
+        return self._told_attr(path, os.lstat(paths.absolute(path)))
+
+    def check(self, directories: Iterable[bytes] | None = None) -> None:
+        """Asserts the invariants, of these directories only if they are given."""
+        if directories is None:
+            directories = list(self.listed)
+            self.hashes.check()
+            assert self.listed.keys() == self._dir_attrs.keys(), "directories are listed without attributes"
+        for directory in directories:
+            entries = self.listed.get(directory)
+            if entries is None:
+                continue
+            shown = paths.for_people(paths.absolute(directory))
+            assert not self.is_excluded(directory), f"{shown}: listed, but excluded"
+            parent, own = paths.split(directory)
+            above = self.listed.get(parent, {}).get(own, self._dir_attrs[directory])
+            assert not directory or above.is_dir(), f"{shown}: listed as a directory, told as {above}"
+            for name, attr in entries.items():
+                assert name and b"/" not in name, f"{shown}: holds the name {name!r}"
+                assert attr.mode, f"{shown}/{paths.for_people(name)}: listed as {attr}"
+                readable = attr.is_regular() and not attr.is_private()
+                assert readable or not attr.hash, f"{shown}/{paths.for_people(name)}: a hash for {attr}"
 
     def _rehash(self, path: bytes, attr: FileAttr) -> FileAttr:
         try:

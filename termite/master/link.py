@@ -43,6 +43,7 @@ from termite.wire.messages import (
     OpenMirror,
     Output,
     Peer,
+    Prefetch,
     ReadDir,
     Run,
     Want,
@@ -200,6 +201,12 @@ class MirrorLink:
     @property
     def _address(self) -> Peer:
         return Peer(self.info.host, self.info.port)
+
+    async def prefetch(self, wanted: list[bytes]) -> None:
+        """Has the mirror fetch these directories and contents as far as it lacks them; cancelling stops it."""
+        if self._conn is None:
+            raise PeerLost(f"worker {self.name} is not connected")
+        await self._conn.call(Prefetch(wanted), timeout_s=None)
 
     async def fetch(self, digest: bytes, path: bytes, sink: Callable[[bytes], None]) -> None:
         """Contents that a task left on the worker, streamed into `sink`."""

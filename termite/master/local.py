@@ -37,6 +37,7 @@ class Kind(IntEnum):
     SHUTDOWN = 3
     INSPECT = 4
     LOCAL = 5
+    SUMMARY = 6
 
 
 FLAG_DEBUG = 1

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import stat
+import time
 from collections.abc import Callable
 
 from termite.errors import PathError, ReplayError
+from termite.master.conflicts import Command, Conflicts
 from termite.master.export import Export
 from termite.master.link import MirrorLink
 from termite.master.replay import Content, Replayer, Span, Staged
@@ -30,8 +32,16 @@ class Results:
         self._replayer = replayer
         self._export = export
         self._lock = asyncio.Lock()
+        self.conflicts = Conflicts()
         self.files = 0
         self.bytes = 0
+
+    def report_conflicts(self, task: Task, files: dict[bytes, bytes | None]) -> None:
+        """Says so when a command that ran at the same time has changed one of these files as well."""
+        for conflict in self.conflicts.changed(Command(task.id, task.label()), files, time.monotonic_ns()):
+            task.conflicts += 1
+            log.warning("task %d: %s", task.id, conflict)
+            task.caller.message(str(conflict))
 
     async def take(
         self, task: Task, link: MirrorLink, done: Done, body: bytes, tell: Callable[[list[Change]], None]
@@ -46,7 +56,7 @@ class Results:
         try:
             for result in done.files:
                 if _needs_contents(result):
-                    contents[result.path] = await self._contents(link, result, body)
+                    contents[result.path] = await self._contents(task, link, result, body)
             span = Span(task.sent_ns, task.received_ns, done.started_ns, done.ended_ns, link.offset_ns)
             await asyncio.shield(self._replay(task, done, contents, span, tell))
         finally:
@@ -54,9 +64,10 @@ class Results:
                 if isinstance(content, Staged):
                     content.close()
 
-    async def _contents(self, link: MirrorLink, result: FileResult, body: bytes) -> Content:
+    async def _contents(self, task: Task, link: MirrorLink, result: FileResult, body: bytes) -> Content:
         size = result.attr.size
         self.bytes += size
+        task.brought_bytes += size
         if result.inline_at >= 0:
             if result.inline_at + size > len(body):
                 raise PathError(f"the result for {result.path!r} is cut short")
@@ -90,9 +101,19 @@ class Results:
                 raise
             hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
             tell(self._export.note(replayed.changed, hashes))
+            self.report_conflicts(task, _written(done.files))
         self.files += len(done.files)
         for note in replayed.notes:
             log.info("task %d: %s", task.id, note)
+
+
+def _written(files: list[FileResult]) -> dict[bytes, bytes | None]:
+    """The names that were written or removed, with what they stand for now; not directories."""
+    return {
+        result.path: (result.attr.hash or result.attr.target) if result.attr.mode else None
+        for result in files
+        if not result.attr.is_dir() and not result.kept
+    }
 
 
 def _needs_contents(result: FileResult) -> bool:

@@ -37,6 +37,9 @@ class Task:
         self.tried: set[str] = set()  # workers that lost it
         self.failures = 0  # how often it was lost
         self.last_failure = ""
+        self.worker = ""  # that ran it
+        self.brought_bytes = 0  # contents that its results held
+        self.conflicts = 0  # other commands that changed the same files meanwhile
         self.sent_ns = 0  # our clock, of the last try
         self.received_ns = 0
         self._shown = [0, 0, 0]  # bytes the caller has of each stream, over all tries

@@ -13,7 +13,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from termite import paths
@@ -41,6 +41,7 @@ class BoxPlan:
     gid: int
     host: str  # the host name that they see
     net_fd: int  # their network namespace
+    sources: tuple[bytes, ...] = ()  # other directories that must be visible, as `root`
 
     def template_argv(self, top: Mapping[bytes, FileAttr]) -> list[bytes]:
         """mkbox's arguments to build and hold a template for this top-level listing."""
@@ -68,9 +69,8 @@ class BoxPlan:
             *(b"--upper", b"/proc/self/fd/" + task_dir + b"/u", b"--work", b"/proc/self/fd/" + task_dir + b"/w"),
             *(b"-t", b"/tmp", b"-t", b"/var/tmp", b"--pts", b"/dev/pts"),
         ]
-        branch = fresh_branch(self.root)
-        if branch is not None:
-            argv += [b"--from", os.path.join(self.mountpoint, *branch), b"-b", paths.join(*branch)]
+        for fresh, branch in kept_branches(self.root, self.sources):
+            argv += [b"--from", os.path.join(self.mountpoint, fresh, branch), b"-b", paths.join(fresh, branch)]
         return [
             *argv,
             *(b"--writable", paths.absolute(self.root), b"--proc", b"/proc"),
@@ -117,17 +117,20 @@ class Template:
             os.close(fd)
 
 
-def fresh_branch(root: bytes) -> tuple[bytes, bytes] | None:
-    """For a writable root below a fresh directory: (that directory, the branch in it to keep visible).
+def kept_branches(root: bytes, sources: Sequence[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """What must be bound into fresh directories: (that directory, the branch in it to keep visible).
 
-    The fresh /tmp hides the mirror's, but the branch that leads to the writable root stays.  None if the
-    writable root lies elsewhere, or is the branch itself.
+    The fresh /tmp hides the mirror's, but the branches that lead to the writable root and to other
+    directories of the project stay.  A writable root that is a branch itself gets there by its overlay.
     """
-    for fresh in FRESH:
-        if paths.is_inside(root, fresh) and root != fresh:
-            branch = root[len(fresh) + 1 :].split(b"/", 1)[0]
-            return (fresh, branch) if paths.join(fresh, branch) != root else None
-    return None
+    found: dict[tuple[bytes, bytes], None] = {}
+    for path in (root, *sources):
+        for fresh in FRESH:
+            if paths.is_inside(path, fresh) and path != fresh:
+                branch = path[len(fresh) + 1 :].split(b"/", 1)[0]
+                if paths.join(fresh, branch) != root:
+                    found[fresh, branch] = None
+    return list(found)
 
 
 def _read_line(fd: int, limit_s: float) -> bytes:

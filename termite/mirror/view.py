@@ -187,6 +187,16 @@ class View:
             stale = self.cache.apply(changes)
         return self._forgotten(stale)
 
+    def learn(self, path: bytes, known: FileAttr, told: FileAttr) -> bool:
+        """Take the answer for a file that was looked up as `known`; False: news came first.  Any thread."""
+        with self._lock:
+            if not self.cache.learn(path, known, told):
+                return False
+        if told != msgspec.structs.replace(known, hash=told.hash) or known.hash not in (b"", told.hash):
+            self.counters.changed_while_served += 1
+            self._stale([staleness(path, known, told)])
+        return True
+
     def close(self) -> None:
         """Close the contents that are open; readers under way finish theirs."""
         with self._lock:
@@ -261,12 +271,8 @@ class View:
         content = OpenContent(told.hash, fd)  # from here on it closes itself
         if told.is_regular() and content.size != told.size:
             raise TermiteError(f"contents of the wrong length for {paths.for_people(path)}; the cache may be damaged")
-        with self._lock:
-            if not self.cache.learn(path, attr, told):
-                return None
-        if told != msgspec.structs.replace(attr, hash=told.hash) or attr.hash not in (b"", told.hash):
-            self.counters.changed_while_served += 1
-            self._stale([staleness(path, attr, told)])
+        if not self.learn(path, attr, told):
+            return None
         if not told.is_regular():
             raise _error(errno.ESTALE, path)
         self._keep(path, content)

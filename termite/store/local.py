@@ -36,6 +36,7 @@ class ContentStore:
     def __init__(self, directory: bytes | str, max_bytes: int) -> None:
         self.directory = os.fsencode(os.path.abspath(directory))
         self.max_bytes = max_bytes
+        self.held_bytes = 0  # as the latest `trim` by this object left it
         self._temp = self.directory + b"/tmp"
         self._counter = itertools.count()
         try:
@@ -196,6 +197,7 @@ class ContentStore:
                 break
             self._remove(path)
             freed += size
+        self.held_bytes = self.max_bytes + excess - freed
         return freed
 
 

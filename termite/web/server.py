@@ -219,7 +219,7 @@ class Server:
         log.info("from a page, by %s: %s", request.remote, said)
         if _wants_json(request):
             return web.Response(body=msgspec.json.encode({"done": said}), content_type=_JSON)
-        raise web.HTTPSeeOther("/")
+        return web.Response(status=303, headers={"Location": "/"})
 
     async def _check_password(self, commands: Commands, given: str) -> None:
         """One wrong one per second, over all who try."""

@@ -51,6 +51,14 @@ def host_of(address: Any) -> str:
     return host.removeprefix("::ffff:") if "." in host else host
 
 
+def is_loopback(host: str) -> bool:
+    """True for an address by which only this machine can be meant."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def bind(host: str, port: int, retries: int, backlog: int, flag: str = "-port") -> socket.socket:
     """Listening socket on the first free port of port ... port + retries; TermiteError with the remedy if none is."""
     addresses = _listen_addresses(host)

@@ -90,6 +90,11 @@ class CoordinatorLink:
         if self._conn is not None and self.connected.is_set():
             self._conn.notify(greeting)
 
+    def tell(self, message: Message) -> None:
+        """One way; dropped if the coordinator does not know us at the moment."""
+        if self._conn is not None and self.connected.is_set():
+            self._conn.notify(message)
+
     async def stop(self) -> None:
         """Leave the coordinator; it drops us at once."""
         self._stop_settling()

@@ -66,6 +66,37 @@ class Workers(Message, frozen=True):
     workers: list[WorkerInfo]
 
 
+class Use(Message, frozen=True, array_like=True):
+    """What one master has of a worker."""
+
+    master: str
+    granted: int  # slots
+    running: int
+
+
+class RunningCommand(Message, frozen=True, array_like=True):
+    """For people: what is running on a worker."""
+
+    id: int  # of the task, unique per master
+    label: str
+    master: str
+    for_s: float
+
+
+class WorkerReport(Message, frozen=True):
+    """Worker -> coordinator, every other second on the connection it registered on: how it is, for the pages."""
+
+    state: str  # "running", or what it is about to do
+    load: float  # over one minute
+    cpu: float  # percent of all cores
+    memory_used: int  # bytes
+    memory_total: int
+    running: int
+    done: int  # since the worker's start
+    uses: list[Use] = []
+    tasks: list[RunningCommand] = []  # those that run for longest, some hundreds at most
+
+
 class WorkerCommand(Message, frozen=True):
     """Coordinator -> worker, over the connection it registered on: end, or begin anew."""
 
@@ -84,6 +115,7 @@ class OpenMirror(Message, frozen=True):
     gid: int
     jobs: int  # slots wanted
     version: int = VERSION
+    sources: list[bytes] = []  # other directories of the project, which tasks must see wherever they lie
 
 
 class MirrorOpened(Message, frozen=True):
@@ -122,6 +154,12 @@ class Update(Message, frozen=True):
     """Master -> mirror: changes ahead of any task (a `Run` carries its own)."""
 
     changes: list[Change]
+
+
+class Prefetch(Message, frozen=True):
+    """Master -> mirror: ask for these directories and contents if you lack them; answered when that is done."""
+
+    paths: list[bytes]
 
 
 class Run(Message, frozen=True):
@@ -202,6 +240,12 @@ class Fetch(Message, frozen=True):
 
 class Fetched(Message, frozen=True):
     size: int  # of the whole contents
+
+
+class Damaged(Message, frozen=True):
+    """Worker -> worker: what you sent does not have this hash; look at your store."""
+
+    hash: bytes
 
 
 class Elsewhere(Message, frozen=True):

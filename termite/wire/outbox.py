@@ -97,7 +97,7 @@ class Outbox:
 
     def resume(self) -> None:
         self._paused = False
-        self._pump()
+        self._pump_soon()  # not within the transport's callback: a write that fails there is reported twice
 
     def close(self) -> None:
         """What was flushed may still go out; bodies stop, their files are closed."""

@@ -286,15 +286,18 @@ _Result = socket.socket | TermiteError
 
 async def _open(sock: socket.socket, key: paramiko.PKey, prove: _Prove) -> socket.socket:
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[socket.socket] = loop.create_future()
+    ready: asyncio.Future[None] = loop.create_future()
 
-    def tell(result: _Result) -> None:
+    def set_ready() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    def tell() -> None:
         """Called in the tunnel's thread."""
         try:
-            loop.call_soon_threadsafe(_settle, opened, result)
-        except RuntimeError:  # the loop is no more
-            if isinstance(result, socket.socket):
-                result.close()
+            loop.call_soon_threadsafe(set_ready)
+        except RuntimeError:  # the loop is no more, nor is anyone who would take the result
+            tunnel.abandon()
 
     wire = _Wire(sock)
     tunnel = _Tunnel(wire, key, prove, tell)
@@ -304,35 +307,26 @@ async def _open(sock: socket.socket, key: paramiko.PKey, prove: _Prove) -> socke
         wire.release()
         raise PeerLost(f"cannot be talked to: {exc}") from None
     try:
-        return await opened
+        await ready
     except asyncio.CancelledError:
-        wire.close()
-        if opened.done() and not opened.cancelled() and opened.exception() is None:
-            opened.result().close()  # both happened in one turn of the loop
+        tunnel.abandon()
         raise
-
-
-def _settle(opened: asyncio.Future[socket.socket], result: _Result) -> None:
-    if isinstance(result, TermiteError):
-        if not opened.done():
-            opened.set_exception(result)
-    elif opened.done():
-        result.close()
-    else:
-        opened.set_result(result)
+    return tunnel.take()
 
 
 class _Tunnel(threading.Thread):
     """From the proof to the end of one connection; itself the direction from the pair to the channel."""
 
-    def __init__(self, wire: _Wire, key: paramiko.PKey, prove: _Prove, tell: Callable[[_Result], None]) -> None:
+    def __init__(self, wire: _Wire, key: paramiko.PKey, prove: _Prove, tell: Callable[[], None]) -> None:
         super().__init__(name="ssh out", daemon=True)
         self._wire = wire
         self._key = key
         self._prove = prove
         self._tell = tell
         self._transport: paramiko.Transport | None = None
-        self._inner: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._result: _Result | None = None  # until someone takes it
+        self._is_abandoned = False
         self._outer: socket.socket | None = None
 
     def run(self) -> None:
@@ -341,6 +335,21 @@ class _Tunnel(threading.Thread):
             self._run()
         finally:
             _running.discard(self)
+
+    def take(self) -> socket.socket:
+        """What came of it; to be called once, when it was told."""
+        result, self._result = self._result, None
+        if isinstance(result, socket.socket):
+            return result
+        assert result is not None
+        raise result
+
+    def abandon(self) -> None:
+        """Nobody will take the result."""
+        with self._lock:
+            self._is_abandoned = True
+            self._drop_result()
+        self._wire.close()
 
     def hurry(self) -> None:
         """The process ends: carry what was written so far and no more."""
@@ -354,12 +363,12 @@ class _Tunnel(threading.Thread):
             inner.setblocking(False)
         except Exception as exc:  # whatever a stranger can provoke in paramiko
             self._end_network()
-            self._tell(_reason(exc, self._wire))
+            self._offer(_reason(exc, self._wire))
             return
         self._outer = outer
         inward = threading.Thread(target=_carry_in, args=(channel, outer), name="ssh in", daemon=True)
         inward.start()
-        self._tell(inner)
+        self._offer(inner)
         del inner
         _carry_out(outer, channel)
         self._wire.finish()
@@ -371,6 +380,19 @@ class _Tunnel(threading.Thread):
         _shutdown(outer, socket.SHUT_RDWR)
         inward.join(_LINGER_S)
         outer.close()
+
+    def _offer(self, result: _Result) -> None:
+        with self._lock:
+            self._result = result
+            if self._is_abandoned:
+                self._drop_result()
+                return
+        self._tell()
+
+    def _drop_result(self) -> None:
+        if isinstance(self._result, socket.socket):
+            self._result.close()
+        self._result = None
 
     def _end_network(self) -> None:
         self._wire.close()

@@ -195,6 +195,10 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {format_address(self.host, self.port)}, {len(self._unproven)} unproven>"
 
+    def duplicate(self) -> socket.socket:
+        """The listening socket once more: it goes on taking connections, which wait, when this is closed."""
+        return self._sock.dup()
+
     async def close(self) -> None:
         """Stop listening; connections whose `on_accept` has returned go on."""
         tasks = [self._accepting, *self._unproven, *self._proven]

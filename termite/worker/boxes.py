@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 from termite.errors import BoxError
@@ -28,6 +29,7 @@ FIRST_EXTRA = 10
 MAX_PACKET = 200 << 10
 """Longer command lines go to a mkbox of their own."""
 
+CLOSE_LIMIT_S = 5.0
 _HEAD = struct.Struct("<cI")
 
 
@@ -125,17 +127,21 @@ class Boxes:
         if failed is not None:
             failed(packet[_HEAD.size :].decode("utf-8", "replace"))
 
-    def close(self) -> None:
-        """Ends the server and every box."""
+    async def close(self) -> None:
+        """Ends every box and the server; no process and no mount of theirs is left when it returns."""
         asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
+        self._socket.close()  # the server kills and reaps its boxes, then ends
         for pid in self._direct.values():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        until = time.monotonic() + CLOSE_LIMIT_S
+        while os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > until:
+                log.error("mkbox's server did not end in %g s; killed", CLOSE_LIMIT_S)
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+                break
+            await asyncio.sleep(0.005)
 
 
 _RESET = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -35,6 +35,10 @@ class Start(ControlMessage, frozen=True):
     heartbeat_s: float
     silence_limit_s: float
     log_level: int
+    logfile: str  # empty: stderr
+    paranoia: bool
+    heap_bytes: int  # a mirror that is larger makes way for a fresh one; 0: no bound
+    reap_count: int  # tasks after which a mirror makes way for a fresh one; 0: no bound
 
 
 class Wants(ControlMessage, frozen=True):
@@ -56,6 +60,28 @@ class Stop(ControlMessage, frozen=True):
     reason: str
 
 
+class Drain(ControlMessage, frozen=True):
+    """Daemon -> mirror: take no new tasks, finish the others, end."""
+
+    reason: str
+
+
+class Get(ControlMessage, frozen=True):
+    """Mirror -> daemon: get these contents from one of these workers."""
+
+    number: int
+    hash: bytes
+    size: int
+    peers: list[tuple[str, int]]
+
+
+class Got(ControlMessage, frozen=True):
+    """Daemon -> mirror: the contents are in the store, or could not be had."""
+
+    number: int
+    found: bool
+
+
 class Report(ControlMessage, frozen=True):
     """Mirror -> daemon, now and then, for the status pages."""
 
@@ -64,7 +90,7 @@ class Report(ControlMessage, frozen=True):
     json: bytes
 
 
-AnyControl = Start | Wants | Grant | Stop | Report
+AnyControl = Start | Wants | Grant | Stop | Drain | Get | Got | Report
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyControl)
 

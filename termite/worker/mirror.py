@@ -16,6 +16,7 @@ import ctypes
 import logging
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -29,12 +30,14 @@ import msgspec
 from termite import paths
 from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
-from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
+from termite.errors import BoxError, Canceled, Leaving, Refused, StoreError, TermiteError, WireError
+from termite.logs import start_logging
 from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount
 from termite.mirror.overlay import Reaped
 from termite.mirror.view import Owner, View
 from termite.store.local import ContentStore
+from termite.web.counting import Timings
 from termite.wire.framing import Session
 from termite.wire.messages import (
     VERSION,
@@ -42,16 +45,16 @@ from termite.wire.messages import (
     Change,
     DirListing,
     Done,
+    Draining,
     Failure,
     Fetch,
     Fetched,
-    FileInfo,
     Granted,
     Message,
     MirrorOpened,
     Ok,
-    OpenFile,
     OpenMirror,
+    Prefetch,
     ReadDir,
     Run,
     Status,
@@ -62,17 +65,24 @@ from termite.wire.messages import (
 )
 from termite.wire.rpc import Connection, FileBody, Reply, Result
 from termite.worker import control
+from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
+from termite.worker.contents import QUESTION_LIMIT_S, Contents
+from termite.worker.paranoia import Paranoia
+from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
 from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, remove
 from termite.worker.task import TaskPlace, TaskRun
 
 log = logging.getLogger(__name__)
 
-QUESTION_LIMIT_S = 60.0
-"""A question about a file that takes longer fails with EIO instead of hanging the command."""
-
 RESULT_KEPT_S = 120.0
 """How long a large result waits for the master to fetch it."""
+
+QUIET_S = 3.0
+"""A draining mirror without tasks waits this long for its master to close the connection, then does so itself."""
+
+TASKS_BETWEEN_ENDS = 20
+"""A mirror whose memory is over the bound runs at least this many tasks before it makes way for another."""
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
@@ -87,6 +97,9 @@ class Mirror:
         self.start = start
         self.granted = 0
         self.done = 0
+        self.timings = Timings()
+        self._reporter = Reporter(self.report, self._tell_daemon)
+        self._files_cached = self._files_asked = self._result_bytes = 0
         self.ended = asyncio.Event()
         self._control = control_socket
         self._net_fd = net_fd
@@ -104,6 +117,9 @@ class Mirror:
         self._tasks: dict[int, TaskRun] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._running = 0
+        self.draining = ""  # why no new tasks are taken; empty: they are
+        self.contents = Contents(self._store, self._tell_daemon)
+        self._paranoia = Paranoia(self._cache) if start.paranoia else None
         self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
@@ -131,6 +147,8 @@ class Mirror:
                 return Ok()
             case OpenMirror():
                 return self._open(message)
+            case Prefetch():
+                return self._prefetch(message)
             case Status():
                 return StatusText(self.status())
             case _:
@@ -167,9 +185,11 @@ class Mirror:
             gid=self.start.gid,
             host=host,
             net_fd=self._net_fd,
+            sources=tuple(paths.checked(source) for source in message.sources),
         )
         await self._make_template()
         self._tell_daemon(control.Wants(message.jobs, message.master))
+        self._reporter.start()
         log.info("mirror of %s is mounted", message.master)
         return MirrorOpened(name=self.start.name, jobs=self.granted, arch=self.start.arch)
 
@@ -187,6 +207,7 @@ class Mirror:
             gid=self.start.gid,
             lower=self._lower,
             store=self._store,
+            timings=self.timings,
         )
 
     # -- questions to the master ---------------------------------------------------------------------
@@ -194,6 +215,8 @@ class Mirror:
     def _took_listing(self, path: bytes, message: Message, _body: bytes) -> None:
         if isinstance(message, DirListing) and self._view is not None:
             self._view.put_listing(path, message)
+            if self._paranoia is not None:
+                self._paranoia.after_change("a listing")
 
     async def _ask_dir_async(self, path: bytes) -> None:
         """Asks for a listing; it is in the cache when this returns, put there in the order of arrival."""
@@ -205,12 +228,11 @@ class Mirror:
 
     async def _ask_file_async(self, path: bytes) -> tuple[FileAttr, int]:
         """(attributes, fd of the contents): from the store if it has them, otherwise from the master."""
-        known = self._cache.lookup(path)
-        if known is not None and known.hash:
-            with contextlib.suppress(KeyError):
-                return known, self._store.open(known.hash, known.size)
         try:
-            return await self._obtain(path)
+            attr, fd = self._stored(path) or await self._obtain(path)
+            if self._paranoia is not None:
+                self._paranoia.after_reading(self.conn, path, attr.hash, fd)
+            return attr, fd
         except StoreError as e:
             # Every command would read "Input/output error" from here on; better that they run elsewhere.
             log.error("%s", e)
@@ -219,31 +241,29 @@ class Mirror:
             raise
 
     async def _obtain(self, path: bytes) -> tuple[FileAttr, int]:
-        reply = await self.conn.call(OpenFile(path), timeout_s=QUESTION_LIMIT_S)
-        info = reply.message
-        if not isinstance(info, FileInfo):
-            raise WireError(f"OpenFile was answered with {type(info).__name__}")
-        digest = info.attr.hash
-        if info.inline:
-            assert isinstance(reply.body, bytes)
-            if self._store.add(reply.body) != digest:
-                raise WireError(f"the contents of {path!r} do not have the hash that was told")
-        elif not self._store.has(digest):
-            await self._fetch_from_master(digest, path, info.attr.size)
-        return info.attr, self._store.open(digest)
+        self._files_asked += 1
+        info = await self.contents.obtain(self.conn, path)
+        return info.attr, self._store.open(info.attr.hash)
 
-    async def _fetch_from_master(self, digest: bytes, path: bytes, size: int) -> None:
-        writer = self._store.writer(digest, size)
-        try:
-            await self.conn.call(Fetch(digest, path), timeout_s=None, sink=writer.write)
-            await asyncio.to_thread(writer.commit)
-        except BaseException:
-            writer.abort()
-            raise
+    def _stored(self, path: bytes) -> tuple[FileAttr, int] | None:
+        known = self._cache.lookup(path)
+        if known is not None and known.hash:
+            with contextlib.suppress(KeyError):
+                fd = self._store.open(known.hash, known.size)
+                self.contents.from_store += known.size
+                self._files_cached += 1
+                return known, fd
+        return None
 
     def _ask_file(self, path: bytes) -> tuple[FileAttr, int]:
         """Blocking; on FUSE threads."""
         return asyncio.run_coroutine_threadsafe(self._ask_file_async(path), self._loop).result()
+
+    async def _prefetch(self, message: Prefetch) -> Message:
+        if self._view is None:
+            raise WireError("Prefetch came before OpenMirror")
+        await Ahead(self._view, self._store, self._ask_dir_async, self._obtain).fetch(message.paths)
+        return Ok()
 
     # -- changes ---------------------------------------------------------------------------------------
 
@@ -253,7 +273,10 @@ class Mirror:
 
     def _apply(self, changes: list[Change]) -> list[Stale]:
         """Takes news, in the order of arrival; returns what the kernel must forget."""
-        return self._view.apply(changes) if self._view is not None else []
+        stale = self._view.apply(changes) if self._view is not None else []
+        if self._paranoia is not None:
+            self._paranoia.after_change(f"{len(changes)} changes")
+        return stale
 
     def _forget_soon(self, stale: Sequence[Stale]) -> None:
         """Called wherever a question's answer brought news."""
@@ -274,9 +297,10 @@ class Mirror:
     async def _run(self, run: Run, stale: list[Stale]) -> Reply:
         if self._place is None:
             raise WireError("Run came before OpenMirror")
-        await self._forget(run.changes, stale)
+        with self.timings.measure("news"):
+            await self._forget(run.changes, stale)
         try:
-            await self._slot()
+            await self._timed_slot()
             try:
                 reply, reaped = await self._run_in_box(run)
             finally:
@@ -288,6 +312,7 @@ class Mirror:
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
         self.done += 1
+        self._end_if_worn()
         return reply
 
     async def _run_in_box(self, run: Run) -> tuple[Reply, Reaped]:
@@ -352,7 +377,13 @@ class Mirror:
             attr = self._cache.lookup(path)
         return attr if attr is not None else ABSENT
 
+    async def _timed_slot(self) -> None:
+        with self.timings.measure("wait for a slot"):
+            await self._slot()
+
     async def _slot(self) -> None:
+        if self.draining:
+            raise Leaving(self.draining)
         if self._running < self.granted and not self._waiting:
             self._running += 1
             return
@@ -376,12 +407,46 @@ class Mirror:
                 self._running += 1
                 turn.set_result(None)
 
+    # -- leaving ---------------------------------------------------------------------------------------
+
+    def drain(self, reason: str, again: bool = False) -> None:
+        """Takes no new tasks; the others are finished, their results fetched, then the master closes.
+
+        `again`: only this mirror ends, and the master may open another one at once.
+        """
+        if self.draining and again:
+            return
+        self.draining = reason
+        log.info("no new tasks: %s", reason)
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Leaving(reason))
+        self.conn.notify(Draining(reason, again))
+        self._loop.call_later(QUIET_S, self._end_if_quiet)
+
+    def _end_if_quiet(self) -> None:
+        """For a master that does not close by itself."""
+        if self._running or self._results:
+            self._loop.call_later(QUIET_S, self._end_if_quiet)
+        else:
+            self.ended.set()
+
+    def _end_if_worn(self) -> None:
+        """Makes way for a fresh process after so many tasks, or when this one has become too large."""
+        start = self.start
+        if start.reap_count and self.done >= start.reap_count:
+            self.drain(f"{self.done} tasks were run here, a fresh mirror takes over", again=True)
+        elif start.heap_bytes and self.done >= TASKS_BETWEEN_ENDS and (used := memory_used()) > start.heap_bytes:
+            self.drain(f"the mirror takes {used >> 20} MB of memory, a fresh one takes over", again=True)
+
     # -- results ---------------------------------------------------------------------------------------
 
     def _keep_large(self, reply: Reply) -> None:
         """Holds large results open until they are fetched, whatever the store's bound says."""
         done = reply.message
         assert isinstance(done, Done)
+        self._result_bytes += sum(f.attr.size for f in done.files if f.attr.hash and not f.kept and not f.link_to)
         for result in done.files:
             if result.inline_at < 0 and result.attr.hash and not result.kept and result.attr.hash not in self._results:
                 with contextlib.suppress(KeyError):
@@ -427,6 +492,10 @@ class Mirror:
             self.granted = message.jobs
             self._hand_out_slots()
             self.conn.notify(Granted(message.jobs))
+        elif isinstance(message, control.Drain):
+            self.drain(message.reason)
+        elif isinstance(message, control.Got):
+            self.contents.on_got(message)
         elif isinstance(message, control.Stop):
             log.info("told to end: %s", message.reason)
             self.ended.set()
@@ -434,7 +503,28 @@ class Mirror:
     def status(self) -> bytes:
         counters = self._view.counters.as_dict() if self._view is not None else {}
         return msgspec.json.encode(
-            {"granted": self.granted, "running": self._running, "done": self.done, "fuse": counters}
+            {
+                "granted": self.granted,
+                "running": self._running,
+                "done": self.done,
+                "fuse": counters,
+                "bytes": self.contents.as_dict(),
+            }
+        )
+
+    def report(self) -> MirrorReport:
+        """For the pages."""
+        counters = self._view.counters.as_dict() if self._view is not None else {}
+        return MirrorReport(
+            granted=self.granted,
+            running=self._running,
+            waiting=sum(not turn.done() for turn in self._waiting),
+            done=self.done,
+            tasks=task_reports(self._tasks.items()),
+            phases=self.timings.phases(),
+            counts=mirror_counts(
+                self._files_cached, self._files_asked, self._result_bytes, self.contents.as_dict(), counters
+            ),
         )
 
     async def close(self) -> None:
@@ -443,8 +533,9 @@ class Mirror:
         for task in tasks:
             task.cancel()
         await self.conn.close("the mirror ends")
+        self._reporter.stop()
         if self._boxes is not None:
-            self._boxes.close()
+            await self._boxes.close()
         if self._sampler is not None:
             self._sampler.cancel()
         self._notifier.shutdown(wait=False, cancel_futures=True)
@@ -463,6 +554,21 @@ def own_namespace() -> None:
         code = ctypes.get_errno()
         raise BoxError(f"cannot make a mount namespace: {os.strerror(code)}; run the worker as root")
     libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+def leave_signals_to_the_daemon() -> None:
+    """A signal to the whole service must not end tasks that the daemon wants to see finished.
+
+    Handlers that do nothing, because what is ignored would be ignored by the commands in the boxes as well.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+
+def memory_used() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def serve(start: control.Start, connection: socket.socket, control_socket: socket.socket, net_fd: int) -> None:
@@ -494,15 +600,14 @@ async def serve(start: control.Start, connection: socket.socket, control_socket:
 def main() -> None:
     """`python -m termite.worker.mirror CONNECTION_FD CONTROL_FD NETWORK_FD`, by the daemon only."""
     own_namespace()
+    leave_signals_to_the_daemon()
     connection = socket.socket(fileno=int(sys.argv[1]))
     control_socket = socket.socket(fileno=int(sys.argv[2]))
     start = control.decode(control_socket.recv(control.MAX_PACKET))
     if not isinstance(start, control.Start):
         raise SystemExit("the first control message must be Start")
-    logging.basicConfig(
-        level=start.log_level,
-        format=f"%(asctime)s mirror {os.path.basename(start.directory).decode()} %(levelname)s %(message)s",
-    )
+    name = os.path.basename(start.directory).decode()
+    start_logging(start.logfile, start.log_level <= logging.DEBUG, prefix=f"{name} ")
     try:
         asyncio.run(serve(start, connection, control_socket, int(sys.argv[3])))
     except TermiteError as e:

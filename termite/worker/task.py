@@ -14,13 +14,14 @@ import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from termite.attr.fileattr import FileAttr
 from termite.errors import BoxError, Canceled, TermiteError
 from termite.mirror.box import Template, box_environment
 from termite.mirror.overlay import Reaped, reap
 from termite.store.local import ContentStore
+from termite.web.counting import Timings
 from termite.wire.messages import Done, Output, Run
 from termite.wire.rpc import Reply
 from termite.worker.boxes import Boxes
@@ -121,6 +122,7 @@ class TaskPlace:
     gid: int
     lower: Callable[[bytes], FileAttr]  # what stands at a path beneath the overlay; may block
     store: ContentStore
+    timings: Timings = field(default_factory=Timings)
 
 
 class TaskRun:
@@ -161,10 +163,14 @@ class TaskRun:
         """The answer to `Run`, and what was reaped; BoxError if the command was never started."""
         self._make_directory()
         started_ns = time.time_ns()
-        status, cpu_us = await self._run_box()
+        timings = self._place.timings
+        with timings.measure("run"):
+            status, cpu_us = await self._run_box()
         ended_ns = time.time_ns()
-        reaped = await self._reap()
-        await self._finish_output()
+        with timings.measure("reap"):
+            reaped = await self._reap()
+        with timings.measure("output"):
+            await self._finish_output()
         out, err = self._rest(1), self._rest(2)
         done = Done(
             status=status,

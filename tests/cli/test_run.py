@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from termite.cli.flags import HelpWanted
-from termite.cli.run import INTERNAL_ERROR, Job, Main, raise_descriptor_limit, run_program, start_logging
+from termite.cli.run import INTERNAL_ERROR, Job, Main, raise_descriptor_limit, run_program
 from termite.errors import MountError, UsageError
+from termite.logs import start_logging
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -72,7 +72,7 @@ class Farm:
     """A directory with a secret, a coordinator, workers and masters."""
 
     def __init__(self, base: str = "/srv") -> None:
-        self.dir = Path(tempfile.mkdtemp(prefix="termite-test-", dir=base))
+        self.dir = Path(tempfile.mkdtemp(prefix=f"termite-test-{os.getpid()}-", dir=base))
         self.dir.chmod(0o755)
         self.secret = self.dir / "key"
         self.secret.touch(0o600)
@@ -82,6 +82,7 @@ class Farm:
         self.programs: list[Program] = []
         self.coordinator_port = 0
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("TERMITE_", "MAKE", "LD_PRELOAD"))}
+        self.env |= {k: v for k, v in os.environ.items() if k == "TERMITE_TEST_RUN"}
         self.env["PATH"] = f"{PROGRAMS}:{self.env['PATH']}"
         self._serial = 0
 

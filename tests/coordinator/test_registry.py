@@ -51,7 +51,7 @@ def test_registering_again_on_a_connection_replaces_and_keeps_name_and_age(regis
     registry.register("c1", info(jobs=4), 5.0)
     assert registry.register("c1", info(jobs=8), 9.0).name == "box"
     assert [worker.jobs for worker in registry.workers()] == [8]
-    assert registry.status(15.0)["workers"][0]["for_s"] == 10.0
+    assert registry.listing()[0].since == 5.0
 
 
 def test_a_worker_that_came_back_takes_the_place_of_its_old_connection(registry: Registry) -> None:
@@ -70,14 +70,44 @@ def test_masters_are_told_apart_from_workers(registry: Registry) -> None:
     assert registry.subscribers() == []
 
 
-def test_the_status_is_plain_data(registry: Registry) -> None:
+def report(running: int) -> WorkerReport:
+    return WorkerReport(
+        state="running",
+        load=1.5,
+        cpu=50.0,
+        memory_used=1,
+        memory_total=2,
+        running=running,
+        done=7,
+        uses=[Use("me@here:/src", 4, running)],
+        tasks=[RunningCommand(3, "cc -c a.c", "me@here:/src", 0.5)],
+    )
+
+
+def test_what_a_worker_says_of_itself_is_kept_until_it_leaves_and_grows_older(registry: Registry) -> None:
     registry.register("w", info(), 1.0)
     registry.subscribe("m", "me@here:/src", "10.0.0.9", 2.0)
-    status = msgspec.json.decode(msgspec.json.encode(registry.status(4.0)))
-    assert status["jobs"] == 4
-    assert status["workers"][0]["name"] == "box"
-    assert "type" not in status["workers"][0]
-    assert status["masters"] == [{"name": "me@here:/src", "host": "10.0.0.9", "for_s": 2.0}]
+    registry.report("w", report(1), 3.0)
+    registry.report("w", report(2), 4.0)
+    registry.report("stranger", report(9), 4.0)
+    registry.register("w", info(jobs=0), 4.5)
+    workers = listed_workers(registry, 5.0)
+    assert [(w.name, w.for_s, w.jobs) for w in workers] == [("box", 4.0, 0)]
+    load = workers[0].load
+    assert load is not None and (load.running, load.age_s) == (2, 1.0)
+    assert load.tasks == [RunningTask(3, "cc -c a.c", 1.5, master="me@here:/src")]
+    assert listed_masters(registry, workers, 5.0) == [ListedMaster("me@here:/src", "10.0.0.9", 3.0, 4, 2)]
+    registry.drop("w")
+    registry.report("w", report(1), 5.0)
+    assert listed_workers(registry, 6.0) == []
+
+
+def test_a_name_stands_for_one_connection_and_none_for_all(registry: Registry) -> None:
+    registry.register("c1", info("one"), 0)
+    registry.register("c2", info("two", port=1), 0)
+    assert registry.connections("two") == ["c2"]
+    assert registry.connections("three") == []
+    assert registry.connections("") == ["c1", "c2"]
 
 
 @pytest.mark.parametrize(

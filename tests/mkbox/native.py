@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "mkbox"
-RUN, REFRESH, SHUTDOWN, INSPECT, LOCAL = 1, 2, 3, 4, 5
+RUN, REFRESH, SHUTDOWN, INSPECT, LOCAL, SUMMARY = 1, 2, 3, 4, 5, 6
 DEBUG, MERGED, STDIN = 1, 2, 4
 RECURSE = 1
 
@@ -29,7 +29,8 @@ def build(into: Path) -> Path:
         ["gcc", *static, "-o", into / "termite-shell-wrapper", SOURCES / "shell_wrapper.c", *shared],
         ["gcc", *static, "-o", into / "termite-make", SOURCES / "launch.c", *shared],
         ["gcc", *static, "-DLAUNCH_RUN", "-o", into / "termite-run", SOURCES / "launch.c", *shared],
-        ["gcc", *flags, "-shared", "-fPIC", "-o", into / "libtermite-interpose.so", SOURCES / "interpose.c", "-ldl"],
+        ["gcc", *flags, "-shared", "-fPIC", "-o", into / "libtermite-interpose.so", SOURCES / "interpose.c",
+         SOURCES / "summary.c", "-ldl"],  # fmt: skip
     ]
     for command in commands:
         subprocess.run(command, check=True, timeout=100)
@@ -101,6 +102,8 @@ class FakeMaster:
     def __init__(self, directory: Path | str, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[Request] = []
+        self.summary = b""  # what a build hears of itself at its end
+        self.summaries: list[Request] = []  # who asked for that
         self.failures: list[BaseException] = []
         self.path = os.path.join(directory, ".termite-socket")
         self._listener = socket.socket(socket.AF_UNIX)
@@ -132,6 +135,12 @@ class FakeMaster:
                 magic, length = struct.unpack("<4sI", caller.exactly(8))
                 assert magic == b"TMW1"
                 request = Request.parse(caller.exactly(length))
+                if request.kind == SUMMARY:
+                    self.summaries.append(request)
+                    if self.summary:
+                        caller.frame(b"M", self.summary)
+                    caller.exit(0)
+                    return
                 self.requests.append(request)
                 self.answer(request, caller)
             except BrokenPipeError:

@@ -389,3 +389,38 @@ def test_a_master_that_refuses_the_refresh_ends_it(run: Run, master: Start, proj
     master(answer)
     result = run("termite-make")
     assert (result.returncode, result.stderr) == (2, b"termite: .termite-localrc: line 3: bad regular expression\n")
+
+
+# -- the end of a build ------------------------------------------------------------------------------
+
+
+def test_the_topmost_make_prints_what_the_build_came_to(run: Run, master: Start, project: Path) -> None:
+    makefile(project, "all:\n    $(MAKE) sub\nsub:\n    echo hi >f; exit 3\n")
+    one = master(execute)
+    one.summary = b"2 commands: 1 on 1 worker"
+    result = run("termite-make")
+    assert result.returncode == 2
+    assert result.stderr.endswith(b"termite: 2 commands: 1 on 1 worker\n")
+    assert result.stderr.count(b"2 commands") == 1
+    tokens = {r.env[b"TERMITE_BUILD"] for r in one.requests + one.summaries}
+    assert len(one.summaries) == 1 and len(tokens) == 1, "all of it is one build"
+
+
+def test_a_summary_that_nobody_reads_does_not_change_how_make_ends(run: Run, master: Start, project: Path) -> None:
+    makefile(project, "all:\n    echo hi >f\n")
+    one = master(execute)
+    one.summary = b"1 command"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = run("termite-make", capture_output=False, stdout=subprocess.DEVNULL, stderr=writer)
+    finally:
+        os.close(writer)
+    assert result.returncode == 0 and len(one.summaries) == 1
+
+
+def test_a_master_that_went_away_costs_the_summary_and_nothing_else(run: Run, master: Start, project: Path) -> None:
+    makefile(project, "all:\n    rm .termite-socket\n")
+    master(execute)
+    result = run("termite-make")
+    assert (result.returncode, result.stderr) == (0, b"")

@@ -1,4 +1,4 @@
-"""mkbox --serve: boxes made by a server do what boxes made by a program of their own do, and leave the server as it was."""
+"""mkbox --serve: boxes made by a server are like any other, and leave the server as it was."""
 
 from __future__ import annotations
 
@@ -38,10 +38,6 @@ def until_end(fd: int) -> bytes:
     """Everything until nobody holds the other end; closes ours."""
     with os.fdopen(fd, "rb", buffering=0) as pipe:
         return pipe.read()
-
-
-def run_packet(number: int, argv: Sequence[Argument]) -> bytes:
-    return b"R" + struct.pack("<I", number) + b"".join(os.fsencode(word) + b"\0" for word in argv)
 
 
 class Server:
@@ -99,6 +95,15 @@ class Running:
 class ServedBoxes(Boxes):
     server: Server = field(kw_only=True)
 
+    def packet(
+        self, number: int, argv: Sequence[Argument], options: Sequence[Argument] = (), project: bytes = PROJECT
+    ) -> bytes:
+        own = ["--upper", f"/proc/self/fd/{TASK}/u", "--work", f"/proc/self/fd/{TASK}/w"]
+        own += ["--status-fd", str(STATUS), "--error-fd", str(ERROR)]
+        given = Boxes(self.mkbox, self.base, MNT_NS, NET_NS)
+        line = given.command_line(argv, [*own, *options], LOWER, ENV, project)
+        return b"R" + struct.pack("<I", number) + b"".join(os.fsencode(word) + b"\0" for word in line)
+
     def start(
         self,
         *argv: Argument,
@@ -115,19 +120,15 @@ class ServedBoxes(Boxes):
         os.write(env_fd, b"".join(entry + b"\0" for entry in env))
         task = os.open(self.new_task(), os.O_PATH)
         lower_fd = os.open(lower if lower is not None else self.outside(project), os.O_PATH)
-        given = Boxes(self.mkbox, self.base, MNT_NS, NET_NS)
-        own = ["--upper", f"/proc/self/fd/{TASK}/u", "--work", f"/proc/self/fd/{TASK}/w"]
-        own += ["--status-fd", str(STATUS), "--error-fd", str(ERROR)]
-        line = given.command_line(argv, [*own, *options], LOWER, ENV, project)
-        number = len(self.tasks) if number is None else number
         passed = [null if stdin == subprocess.DEVNULL else stdin, out_w, err_w]
         passed += [env_fd, status_w, error_w, task, self.mnt_ns, self.net_ns, lower_fd, *extra_fds]
-        self.server.send(run_packet(number, line), passed)
+        number = len(self.tasks) if number is None else number
+        self.server.send(self.packet(number, argv, options, project), passed)
         for fd in (null, out_w, err_w, env_fd, status_w, error_w, task, lower_fd):
             os.close(fd)
         return Running(number, out, err, status, error)
 
-    def run(self, *argv: Argument, close_status: bool = False, **how: object) -> Finished:  # type: ignore[override]
+    def run(self, *argv: Argument, close_status: bool = False, **how: object) -> Finished:
         assert not close_status
         return self.start(*argv, **how).finish()  # type: ignore[arg-type]
 
@@ -321,17 +322,13 @@ def test_a_packet_that_cannot_be_served_is_refused_and_its_descriptors_are_close
 
 def test_the_longest_packet_and_the_most_descriptors_are_served(served: ServedBoxes) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
-    words = ["x" * 999] * 255
-    rest = PACKET_LIMIT - len(run_packet(1, [*served.command_line([], [], LOWER, ENV, PROJECT), *words, "printf", "%s"]))
-    for attempt in range(rest, 0, -1):  # the rest of the command line is the fixture's business: find the longest
-        try_words = ["printf", "%s", *words, "y" * attempt]
-        running = served.start(*try_words, extra_fds=[null] * (DESCRIPTOR_LIMIT - 10))
-        done = running.finish()
-        if done.status is not None:
-            break
-        assert "longer than" in served.server.answer()[1]
+    command = ["printf", "%s", *["x" * 999] * 200]
+    left = PACKET_LIMIT - len(served.packet(1, [*command, ""]))
+    done = served.start(*command, "y" * left, extra_fds=[null] * (DESCRIPTOR_LIMIT - 10), number=1).finish()
     os.close(null)
-    assert done.stdout == ("".join(words) + "y" * attempt).encode()
+    assert (done.status, done.stdout) == (0, ("x" * 999 * 200 + "y" * left).encode()), done
+    assert served.start(*command, "y" * (left + 1), number=2).finish().status is None
+    assert served.server.answer() == (2, f"the packet is longer than {PACKET_LIMIT} bytes")
 
 
 def test_a_dead_reader_of_answers_does_not_stop_the_server(served: ServedBoxes) -> None:
@@ -341,6 +338,17 @@ def test_a_dead_reader_of_answers_does_not_stop_the_server(served: ServedBoxes) 
 
 
 # -- what is left --------------------------------------------------------------------------------------
+
+
+def test_an_idle_server_has_its_socket_and_itself_open_and_nothing_of_its_callers(boxes: Boxes) -> None:
+    secret = os.open("/etc/passwd", os.O_RDONLY)
+    server = Server(boxes.mkbox, [secret])
+    os.close(secret)
+    server.send(b"X")
+    server.answer()  # so it has finished starting
+    assert sorted(server.descriptors(), key=int) == [*map(str, range(3, 10)), "200"]
+    server.close()
+    assert server.process.returncode == 0
 
 
 def test_five_hundred_boxes_leave_the_server_as_it_was(served: ServedBoxes) -> None:
