@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from projects import LIMIT_S, PROJECTS, clean_environment, copy_tree, unpack
+from projects import LIMIT_S, PROJECTS, clean_environment, copy_tree, reset, unpack
 from rich.console import Console
 from rich.table import Table
 
@@ -72,28 +72,26 @@ class Overhead:
 
 
 def overhead(name: str, work: Path, rounds: int) -> Overhead:
-    """One project, built again and again from the same tree: plain and through termite in turn."""
+    """One project, built again and again in one directory from the same state: plain and through termite in turn."""
     project = PROJECTS[name]
-    pristine, plain, root = work / f"{name}-pristine", work / f"{name}-plain", work / f"{name}-termite"
-    unpack(project, pristine)
-    copy_tree(pristine, plain)
-    copy_tree(pristine, root)
+    root, pristine = work / name, work / f"{name}-pristine"
+    unpack(project, root)  # where it is built: configure notes the path
+    copy_tree(root, pristine)
     result = Overhead(name, [], [], 0.0)
-    clean = ["make", "-j2", *project.make[:2], "clean"] if project.make else ["make", "-j2", "clean"]
-    timed(["make", "-j2", *project.make], plain)  # warms the page cache, and makes what `clean` leaves
+    timed(["make", "-j2", *project.make], root)  # warms the page cache
+    reset(root, pristine)
     with farm(root, 2):
         result.first_s, _ = timed(["termite-make", "-j2", *project.make], root)
         for number in range(rounds):
-            for directory in (plain, root):
-                timed(clean, directory)
-            kinds = [("make", plain, result.plain_s), ("termite-make", root, result.termite_s)]
-            for make, directory, times in kinds if number % 2 == 0 else kinds[::-1]:
-                wall, _ = timed([make, "-j2", *project.make], directory)
+            kinds = [("make", result.plain_s), ("termite-make", result.termite_s)]
+            for make, times in kinds if number % 2 == 0 else kinds[::-1]:
+                reset(root, pristine)
+                wall, _ = timed([make, "-j2", *project.make], root)
                 times.append(wall)
             console.print(
                 f"{name}: plain {result.plain_s[-1]:.2f} s, termite {result.termite_s[-1]:.2f} s", highlight=False
             )
-    for directory in (pristine, plain, root):
+    for directory in (pristine, root):
         shutil.rmtree(directory)
     return result
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from projects import LIMIT_S, PROJECTS, clean_environment, copy_tree, unpack
@@ -59,37 +61,53 @@ def differences(one: Path, other: Path) -> tuple[int, list[str]]:
     return len(names), different
 
 
-def demo(directory: Path | None, work: Path) -> None:
-    pristine, root, plain = work / "pristine", work / "project", work / "plain"
-    if directory is None:
-        project = PROJECTS["lua"]
-        console.print("Lua 5.4, from Debian's source package")
-        unpack(project, pristine)
-        arguments = project.make
-    else:
-        console.print(f"a copy of {directory}")
-        copy_tree(directory, pristine)
-        arguments = []
-    copy_tree(pristine, root)
-    console.print("plain make ...")
-    plain_s = build(["make", "-j4", *arguments], root, work / "plain.log")
-    root.rename(plain)
-    pristine.rename(root)
+@contextmanager
+def shown_at(copy: Path, place: Path) -> Iterator[None]:
+    """Shows a copy in the original's place, to this program alone: products name the path they were built in."""
+    subprocess.run(["mount", "--bind", copy, place], check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=60)
 
+
+def demo(directory: Path | None, work: Path) -> None:
+    plain, farmed = work / "plain", work / "farmed"
+    arguments: list[str] = []
+    if directory is None:
+        console.print("Lua 5.4, from Debian's source package")
+        directory = work / "lua"
+        arguments = PROJECTS["lua"].make
+        unpack(PROJECTS["lua"], directory)
+    else:
+        console.print(f"copies of {directory}")
+    for copy in (plain, farmed):
+        copy_tree(directory, copy)
+    console.print("plain make ...")
+    with shown_at(plain, directory):
+        plain_s = build(["make", "-j4", *arguments], directory, work / "plain.log")
+    with shown_at(farmed, directory):
+        termite_s, status = build_in_farm(arguments, directory, work / "termite.log")
+    show(status, plain_s, termite_s, *differences(plain, farmed))
+
+
+def build_in_farm(arguments: list[str], directory: Path, log: Path) -> tuple[float, dict[str, object]]:
+    """(seconds, what the master counted) of a build with a coordinator, two workers and a master."""
     daemons = OwnDaemons()
     try:
         console.print("a coordinator, two workers, a master ...")
         daemons.start_coordinator()
         for _ in range(2):
             daemons.start_worker(2)
-        daemons.start_master(root, 4, "-fallback=fail")
+        daemons.start_master(directory, 4, "-fallback=fail")
         console.print("termite-make ...")
-        termite_s = build([program("termite-make"), "-j4", *arguments], root, work / "termite.log")
+        seconds = build([program("termite-make"), "-j4", *arguments], directory, log)
         inspect = [program("termite-shell-wrapper"), "-inspect"]
-        status = json.loads(subprocess.run(inspect, cwd=root, stdout=subprocess.PIPE, check=True, timeout=60).stdout)
+        counted = subprocess.run(inspect, cwd=directory, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+        status: dict[str, object] = json.loads(counted)
+        return seconds, status
     finally:
         daemons.stop()
-    show(status, plain_s, termite_s, *differences(plain, root))
 
 
 def show(status: dict[str, object], plain_s: float, termite_s: float, files: int, different: list[str]) -> None:

@@ -57,6 +57,28 @@ def unpack(project: Project, directory: Path) -> None:
         raise SystemExit(f"configuring {project.package} failed:\n{done.stdout.decode(errors='replace')[-3000:]}")
 
 
+def reset(directory: Path, pristine: Path) -> None:
+    """Takes away what a build made and puts back what it changed, where it stands: a master may serve it."""
+    for where, directories, files in os.walk(directory):
+        source = pristine / os.path.relpath(where, directory)
+        for name in [d for d in directories if not (source / d).is_dir()]:
+            shutil.rmtree(Path(where) / name)
+            directories.remove(name)
+        for name in files:
+            made, original = Path(where) / name, source / name
+            if name == ".termite-socket":
+                continue
+            if not os.path.lexists(original):
+                made.unlink()
+            elif not made.is_symlink() and made.stat().st_mtime_ns != original.stat().st_mtime_ns:
+                shutil.copy2(original, made)
+    for where, _, files in os.walk(pristine):
+        for name in files:
+            missing = directory / os.path.relpath(where, pristine) / name
+            if not os.path.lexists(missing):
+                shutil.copy2(Path(where) / name, missing, follow_symlinks=False)
+
+
 def copy_tree(source: Path, target: Path) -> None:
     """A copy with times and links; `target` is replaced."""
     if target.exists():

@@ -98,7 +98,7 @@ class Flags:
         def convert(text: str) -> int | None:
             return None if text == "off" else parse_int(text, 0, 65535)
 
-        help = f"{help}; 0: any free one; off: no pages"
+        help = f"{help}; 0: any free one, as when the default is taken; off: no pages"
         return self._add(Flag(name, default, help, convert, "PORT", shown or str(default)))
 
     def size(self, name: str, default: str, help: str, low: int = 0) -> Flag[int]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from termite import paths
 from termite.cli.flags import Flags
-from termite.cli.run import Job, common_flags, run_program
+from termite.cli.run import Job, common_flags, run_program, web_options
 from termite.errors import UsageError
 from termite.master.daemon import Master, MasterOptions, check_root
 from termite.master.local import SOCKET_NAME
@@ -38,6 +38,7 @@ def prepare(argv: Sequence[str]) -> Job:
     jobs = flags.integer(
         "jobs", 2 * (os.cpu_count() or 1), "commands to have on workers at once", 1, 65536, shown="twice the cores"
     )
+    port = flags.page_port("port", 1231, "TCP port of this master's pages, for this machine only")
     socket = flags.text(
         "socket", "", "where termite-make and its commands find this master", "FILE", "./.termite-socket"
     )
@@ -58,7 +59,7 @@ def prepare(argv: Sequence[str]) -> Job:
         "them again (git looks once at files that got one)",
     )
     fetch_all = flags.switch(
-        "fetch-all", False, "while nothing is to do, let workers fetch the whole project, not only what commands ask for"
+        "fetch-all", False, "while nothing is to do, let workers fetch all of the project, not only what is asked for"
     )
     retry = flags.integer("retry", 3, "how often a command that was lost with its worker is tried again", 0, 100)
     keepalive = flags.duration("time.keepalive", "60s", "give a worker's slots back after this long without work", 0.1)
@@ -66,7 +67,7 @@ def prepare(argv: Sequence[str]) -> Job:
         "fallback", "local", ["local", "wait", "fail"], "what becomes of a command when there is no worker"
     )
     household = flags.duration(
-        "time.household", "5s", "how often to tidy up: give idle slots back, set xattrs, look for idle workers", 0.1, 3600
+        "time.household", "5s", "how often to tidy up: give back idle slots, set xattrs", 0.1, 3600
     )
     paranoia = flags.switch(
         "paranoia", False, "check everything that is remembered after every change, and samples of it against the disk"
@@ -100,6 +101,7 @@ def prepare(argv: Sequence[str]) -> Job:
         no_worker_patience_s=patience.value,
         heartbeat_s=min(HEARTBEAT_S, silence.value / 4),
         silence_limit_s=silence.value,
+        web=web_options(port, "127.0.0.1"),
     )
     for directory in (root, *options.sources):
         check_root(directory)

@@ -24,7 +24,7 @@ from typing import Any
 from termite.cli.flags import Flag, Flags, HelpWanted
 from termite.errors import TermiteError, UsageError
 from termite.logs import one_line, send_stderr_to, start_logging
-from termite.web.pages import DEFAULT_RETRIES, WebOptions
+from termite.web.pages import WebOptions
 from termite.wire.secret import find_secret, load_secret
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,12 @@ class CommonFlags:
 
 
 def web_options(flag: Flag[int | None], host: str, retries: int = 0) -> WebOptions | None:
-    """A port that was asked for, or one of the `retries` after it, or an error; the default one is only a wish."""
+    """A port that was asked for, or one of the `retries` after it, is had or is an error; the default is a wish."""
     if flag.value is None:
         return None
     if flag.is_given:
         return WebOptions(host, flag.value, retries, flag=f"-{flag.name}")
-    return WebOptions(host, flag.value, DEFAULT_RETRIES, required=False, flag=f"-{flag.name}")
+    return WebOptions(host, flag.value, or_any=True, flag=f"-{flag.name}")
 
 
 def common_flags(flags: Flags) -> CommonFlags:
@@ -150,14 +150,20 @@ def _reopen(job: Job) -> None:
     log.info("SIGHUP: files opened anew")
 
 
+ENOUGH_FILES = 4096
+"""Open files that a large build may need: a few for every command that runs, one for every large file on its way."""
+
+
 def raise_descriptor_limit() -> None:
-    """As many open files as the system lets us have without asking anybody."""
+    """As many open files as the system lets us have without asking anybody; says what to do if that is too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
             log.warning("at most %d open files: %s", soft, error)
+    if hard != resource.RLIM_INFINITY and hard < ENOUGH_FILES:
+        log.warning("at most %d open files; large builds need %d: ulimit -Hn %d", hard, ENOUGH_FILES, ENOUGH_FILES)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -113,7 +113,7 @@ class OwnDaemons:
         self.secret: list[str] = []  # the -secret flag; empty: the usual places
         self._workers = 0
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, *flags: str) -> Daemon:
         secret = self.dir / "secret"
         secret.touch(0o600)
         secret.write_text(secrets.token_hex(32))
@@ -121,11 +121,12 @@ class OwnDaemons:
         port_file = self.dir / "coordinator.port"
         args = [*self.secret, "-listen", "127.0.0.1", "-port", "0", "-port-file", str(port_file)]
         args += ["-web-port", "off"]
-        coordinator = self._start("termite-coordinator", args)
+        coordinator = self._start("termite-coordinator", [*args, *flags])
         coordinator.wait_until("port", lambda: port_file.exists())
         self.coordinator_address = f"127.0.0.1:{port_file.read_text().rpartition(':')[2].strip()}"
+        return coordinator
 
-    def start_worker(self, jobs: int, cachedir: Path | None = None) -> Daemon:
+    def start_worker(self, jobs: int, cachedir: Path | None = None, *flags: str) -> Daemon:
         self._workers += 1
         work = self.dir / f"work-{self._workers}"
         work.mkdir()
@@ -136,7 +137,7 @@ class OwnDaemons:
             *("-coordinator", self.coordinator_address, "-jobs", str(jobs), "-listen", "127.0.0.1", "-port", "0"),
             *("-tmpdir", str(work), "-cachedir", str(cache), "-web-port", "off"),
         ]
-        return self._start("termite-worker", args)
+        return self._start("termite-worker", [*args, *flags])
 
     def start_master(self, root: Path, jobs: int, *flags: str) -> Daemon:
         args = [*self.secret, "-coordinator", self.coordinator_address, "-jobs", str(jobs), "-port", "off", *flags]

@@ -26,6 +26,7 @@ from termite.master.dispatch import Dispatcher, DispatchOptions
 from termite.master.export import Export
 from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalServer
 from termite.master.localruns import LocalRuns
+from termite.master.overview import Overview
 from termite.master.pool import Pool
 from termite.master.replay import Replayer
 from termite.master.results import Results
@@ -33,6 +34,8 @@ from termite.master.shortcuts import find_shortcut
 from termite.master.suspicion import Suspicion
 from termite.master.task import Task
 from termite.master.upkeep import LOCAL_AS_ASKED, Upkeep
+from termite.web.pages import PageServer, WebOptions
+from termite.web.status import MasterStatus
 from termite.wire.auth import Purpose
 from termite.wire.coordination import CoordinatorLink
 from termite.wire.messages import OpenMirror, Subscribe, WorkerInfo
@@ -64,6 +67,7 @@ class MasterOptions:
     fetch_all: bool = False
     paranoia: bool = False
     household_s: float = 5.0
+    web: WebOptions | None = None  # None: no pages
 
 
 def check_root(root: bytes) -> None:
@@ -139,6 +143,10 @@ class Master:
             self.suspicion = Suspicion(self.export, [self.pool.check, self.results.conflicts.check])
             self.dispatcher.on_changes = self.suspicion.changed
 
+        self.overview = Overview(name, self.pool, self.dispatcher, self.results, self.export, self.counts)
+        self.pages = PageServer(options.web, self.overview.site(self.status))
+        self._sampling: asyncio.Task[None] | None = None
+
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -146,6 +154,7 @@ class Master:
         for directory in (self.options.root, *self.options.sources):
             check_root(directory)
         self.rules.current()
+        self.pages.start()
         await self._server.start()
         for index, (host, port) in enumerate(self.options.coordinators):
             link = CoordinatorLink(
@@ -159,12 +168,15 @@ class Master:
             self._links.append(link)
             link.start()
         self._household = asyncio.get_running_loop().create_task(self._keep_house())
+        self._sampling = asyncio.get_running_loop().create_task(self.overview.watch())
         log.info("serving %s", paths.for_people(self.options.socket))
 
     async def stop(self) -> None:
         """Ends tasks and connections and removes the socket."""
-        if self._household is not None:
-            self._household.cancel()
+        for repeated in (self._household, self._sampling):
+            if repeated is not None:
+                repeated.cancel()
+        await self.pages.stop()
         for link in self._links:
             await link.stop()
         await self.dispatcher.close()
@@ -207,7 +219,7 @@ class Master:
                 log.info("told to shut down by pid %d", caller.pid)
                 self.stopped.set()
             case Kind.INSPECT if not request.argv:
-                caller.output(1, self.status() + b"\n")
+                caller.output(1, self._inspect_all() + b"\n")
                 caller.exit_status(0)
             case Kind.INSPECT:
                 for name in request.argv:
@@ -290,6 +302,7 @@ class Master:
         await self._fresh()
         started = time.monotonic()
         done = await self.dispatcher.run(task)
+        self.overview.ended(task, done.status)
         log.debug(
             "task %d: status %d, %.1f ms: %s", task.id, done.status, (time.monotonic() - started) * 1e3, task.label()
         )
@@ -363,7 +376,9 @@ class Master:
             self._refreshing = None
         if self.suspicion is not None:
             self.suspicion.refreshed(began_ns)
-        log.info("refresh: %d changes, %.1f ms", found, (time.monotonic() - started) * 1e3)
+        took_s = time.monotonic() - started
+        self.results.timings.add("refresh", took_s)
+        log.info("refresh: %d changes, %.1f ms", found, took_s * 1e3)
 
     # -- for people ----------------------------------------------------------------------------------
 
@@ -386,24 +401,14 @@ class Master:
             told += f", sha256 {attr.hash.hex()}"
         return f"{shown}: {told}"
 
-    def status(self) -> bytes:
+    def status(self) -> MasterStatus:
+        """As the pages show it."""
+        return self.overview.status(list(self.suspicion.breaches) if self.suspicion is not None else None)
+
+    def _inspect_all(self) -> bytes:
         """Everything countable, as JSON."""
-        return msgspec.json.encode(
-            {
-                "name": self.name,
-                "counts": dict(self.counts),
-                "running": self.dispatcher.running,
-                "results": {"files": self.results.files, "bytes": self.results.bytes},
-                "hashed": self.export.hashes.status(),
-                "conflicts": [str(conflict) for conflict in self.results.conflicts.recent],
-                **self.upkeep.status(),
-                "breaches": list(self.suspicion.breaches) if self.suspicion is not None else None,
-                "workers": {
-                    name: {"state": m.state.value, "granted": m.granted, "running": m.running, "done": m.done}
-                    for name, m in self.pool.members.items()
-                },
-            }
-        )
+        served = {"bytes": self.dispatcher.served_bytes, **self.dispatcher.peers.status()}
+        return msgspec.json.encode({**msgspec.to_builtins(self.status()), **self.upkeep.status(), "served": served})
 
 
 def _user() -> str:

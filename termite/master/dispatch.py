@@ -93,13 +93,16 @@ class Dispatcher:
     async def run(self, task: Task) -> Done:
         """Runs the task remotely and replays what it changed; NoWorker if that cannot be had."""
         again = False
+        timings = self._results.timings
         while True:
-            link = await self._slot(task, first=again)
+            with timings.measure("dispatch"):
+                link = await self._slot(task, first=again)
             self.running += 1
             task.worker = link.name
             self._results.conflicts.sent(task.id, time.monotonic_ns())
             try:
-                done, body = await link.run(task)
+                with timings.measure("run"):
+                    done, body = await link.run(task)
                 await self._results.take(task, link, done, body, self.tell_mirrors)
                 self._show_rest(task, done, body)
                 return done
@@ -276,7 +279,7 @@ class Dispatcher:
         del self.links[link.name]
         self.peers.lost(link.name)
         drained = link.draining
-        if drained is not None and not link.tasks:
+        if drained is not None:
             log.info("worker %s has left: %s", link.name, drained.reason)
             self.last_trouble = f"worker {link.name} has left: {drained.reason}"
             self.pool.left(link.name, self._now(), drained.again)
@@ -301,6 +304,11 @@ class Dispatcher:
             closing = asyncio.get_running_loop().create_task(link.close("all results are here"))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks without a slot."""
+        return sum(not future.done() for _, future, _ in self._waiting)
 
     @property
     def served_bytes(self) -> int:

@@ -21,6 +21,7 @@ from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
 from termite.errors import PathError, PrivateError, Refused
 from termite.master.hashes import Hashes, hash_file
 from termite.master.staging import TEMP_PREFIX
+from termite.web.counting import Sizes
 from termite.wire.messages import Change, DirListing
 
 INLINE_BYTES = 128 << 10
@@ -58,6 +59,8 @@ class Export:
         self._dir_attrs: dict[bytes, FileAttr] = {}
         self.hashes = Hashes(self.roots if xattrs else ())
         self.listings_told = 0
+        self.told = Sizes()  # files in listings, once each
+        self.served = Sizes()  # contents sent, each time
 
     # -- what may be seen ----------------------------------------------------------------------------
 
@@ -137,6 +140,9 @@ class Export:
             entries = self.listed.get(path)
             if entries is None:
                 entries = self._scan(path, recall=True)
+                for entry in entries.values():
+                    if entry.is_regular() and not entry.is_private():
+                        self.told.add(entry.size)
         except PrivateError:
             return DirListing(exists=True, attr=FileAttr(mode=stat.S_IFDIR))
         except (OSError, PathError):
@@ -330,6 +336,7 @@ class Export:
         except (OSError, PathError, PrivateError):
             return attr
         try:
+            self.hashes.count(path, st.st_size, again=True)
             return self.remember_hash(path, st, hash_file(fd))
         finally:
             os.close(fd)

@@ -58,6 +58,7 @@ class Hashes:
         self._without: set[int] = set()  # st_dev of file systems that keep no xattrs
         self.files = 0  # read and hashed
         self.bytes = 0
+        self.in_roots = 0  # of these files, those whose hash a warm tree has in xattrs
         self.recalled = 0  # found in xattrs
         self.saved = 0  # put into xattrs
 
@@ -73,10 +74,11 @@ class Hashes:
             return entry[1]
         return self._recall(path, st) if recall and self._is_ours(path, st) else b""
 
-    def count(self, size: int) -> None:
-        """A file of this size was read to be hashed."""
+    def count(self, path: bytes, size: int, *, again: bool = False) -> None:
+        """A file of this size was read to be hashed; `again`: to be sure of a hash that was known."""
         self.files += 1
         self.bytes += size
+        self.in_roots += not again and any(paths.is_inside(path, root) for root in self._roots)
 
     def remember(self, path: bytes, st: os.stat_result, digest: bytes) -> None:
         """Notes a file's hash, and that its xattr is to be set."""
@@ -167,7 +169,7 @@ class Hashes:
                 if st.st_size > large:
                     return
                 digest = hash_file(fd)
-                self.count(st.st_size)
+                self.count(path, st.st_size, again=True)
                 if signature_of(os.fstat(fd)) != signature:
                     return
             after = self._set(fd, path, st, digest)
@@ -193,8 +195,16 @@ class Hashes:
         return after
 
     def status(self) -> dict[str, int]:
-        """For people: `files` and `bytes` were read, `recalled` came from xattrs, `saved` went there."""
-        return {"files": self.files, "bytes": self.bytes, "recalled": self.recalled, "saved": self.saved}
+        """For people: `files` and `bytes` were read (`project`: files of the project), `recalled` came from
+        xattrs, `saved` went there.
+        """
+        return {
+            "files": self.files,
+            "bytes": self.bytes,
+            "project": self.in_roots,
+            "recalled": self.recalled,
+            "saved": self.saved,
+        }
 
     # -- invariants ----------------------------------------------------------------------------------
 

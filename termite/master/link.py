@@ -270,8 +270,9 @@ class MirrorLink:
             if digest and not self._export.hashes.is_racy(path):
                 data = read_whole(fd, st)
             else:
+                known = digest
                 data, digest = read_and_hash(fd, st)
-                self._export.hashes.count(st.st_size)
+                self._export.hashes.count(path, st.st_size, again=bool(known))
         except Refused:
             return self._open_large(path, fd, st)  # written to just now: read it with more patience
         os.close(fd)
@@ -279,6 +280,7 @@ class MirrorLink:
         if len(data) > INLINE_BYTES:
             return FileInfo(attr)
         self.bytes_served += len(data)
+        self._export.served.add(len(data))
         return Reply(FileInfo(attr, inline=True), data)
 
     async def _open_large(self, path: bytes, fd: int, st: os.stat_result) -> Message:
@@ -288,7 +290,7 @@ class MirrorLink:
                 digest = self._export.known_hash(path, st)
                 if not digest:
                     digest = await asyncio.to_thread(hash_file, fd)
-                    self._export.hashes.count(st.st_size)
+                    self._export.hashes.count(path, st.st_size)
                 after = os.fstat(fd)
                 if signature_of(after) == signature_of(st):
                     return FileInfo(self._export.remember_hash(path, st, digest))
@@ -318,6 +320,7 @@ class MirrorLink:
             os.close(fd)
             return Failure("Refused", f"{paths.for_people(paths.absolute(path))} has other contents now")
         self.bytes_served += st.st_size - message.offset
+        self._export.served.add(st.st_size - message.offset)
         self._peers.fetching(message.hash, self.name, st.st_size)
         return Reply(Fetched(st.st_size), FileBody(fd, message.offset, st.st_size - message.offset))
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from termite import __version__
 from termite.master.dispatch import Dispatcher
@@ -70,7 +70,6 @@ class Overview:
         history.add("running", self._dispatcher.running)
         history.add("waiting", self._dispatcher.waiting)
         history.add_total("done", sum(self._counts.values()), now)
-        history.add_total("on workers", self._counts.get("remote", 0), now)
         history.add_total("served", self._dispatcher.served_bytes, now)
         history.add_total("results", self._results.bytes, now)
 
@@ -78,7 +77,7 @@ class Overview:
         plot = self._history.plot
         return [
             plot("Commands", "", ["running", "waiting"]),
-            plot("Commands done", "/s", ["done", "on workers"]),
+            plot("Commands done", "/s", ["done"]),
             plot("Throughput", "B/s", ["served", "results"]),
         ]
 
@@ -91,7 +90,7 @@ class Overview:
         ]
         return sorted(tasks, key=lambda task: -task.for_s)[:SHOWN_TASKS]
 
-    def status(self) -> MasterStatus:
+    def status(self, breaches: list[str] | None = None) -> MasterStatus:
         members, hashes = self._pool.members, self._export.hashes
         return MasterStatus(
             name=self._name,
@@ -108,14 +107,16 @@ class Overview:
             workers={name: _worker(member) for name, member in sorted(members.items())},
             tasks=self._tasks(),
             failed=list(self._failed),
+            conflicts=[str(conflict) for conflict in self._results.conflicts.recent],
+            breaches=breaches,
             phases=self._results.timings.phases(),
             told=self._export.told.histogram(),
             served=self._export.served.histogram(),
             plots=self._plots(),
         )
 
-    def site(self) -> Site:
-        return Site("master", {"/": Page("master.html", lambda _: self.status())})
+    def site(self, status: Callable[[], MasterStatus]) -> Site:
+        return Site("master", {"/": Page("master.html", lambda _: status())})
 
 
 def _worker(member: Member) -> MasterWorker:

@@ -51,6 +51,14 @@ class PeerBook:
     def __len__(self) -> int:
         return len(self._known)
 
+    def status(self) -> dict[str, int]:
+        """Everything countable."""
+        return {
+            "fetches_elsewhere": self.referred,
+            "bytes_elsewhere": self.referred_bytes,
+            "fetches_come_back": self.returned,
+        }
+
     def has(self, digest: bytes, name: str, peer: Peer, size: int = 0) -> None:
         """A worker's store has these contents."""
         known = self._entry(digest)

@@ -18,6 +18,7 @@ from termite.master.export import Export
 from termite.master.link import MirrorLink
 from termite.master.replay import Content, Replayer, Span, Staged
 from termite.master.task import Task
+from termite.web.counting import Timings
 from termite.wire.messages import Change, Done, FileResult
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Results:
         self.conflicts = Conflicts()
         self.files = 0
         self.bytes = 0
+        self.timings = Timings()
 
     def report_conflicts(self, task: Task, files: dict[bytes, bytes | None]) -> None:
         """Says so when a command that ran at the same time has changed one of these files as well."""
@@ -74,8 +76,9 @@ class Results:
             return body[result.inline_at : result.inline_at + size]
         staged = self._replayer.stage(size, result.attr.hash)
         try:
-            await link.fetch(result.attr.hash, result.path, staged.write)
-            staged.finish()
+            with self.timings.measure("fetch"):
+                await link.fetch(result.attr.hash, result.path, staged.write)
+                staged.finish()
         except BaseException:
             staged.close()
             raise
@@ -91,6 +94,7 @@ class Results:
     ) -> None:
         async with self._lock:
             inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
+            started = time.monotonic()
             try:
                 if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
                     replayed = self._replayer.apply(done.files, contents, span)
@@ -101,6 +105,7 @@ class Results:
                 raise
             hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
             tell(self._export.note(replayed.changed, hashes))
+            self.timings.add("replay", time.monotonic() - started)
             self.report_conflicts(task, _written(done.files))
         self.files += len(done.files)
         for note in replayed.notes:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 LOCAL_AS_ASKED = f"{LOCAL}, asked for"
 """$(shell ...) and `termite-shell-wrapper -local`."""
 
-SAVE_AT_ONCE = 32
-"""Xattrs set in one go: about a millisecond."""
+SAVE_AT_ONCE = 16
+"""Xattrs set in one go: one or two milliseconds."""
 
 LAST_SAVE_S = 5.0
 """How long the end of the master may be put off for xattrs that are still to be set."""

@@ -46,24 +46,24 @@ class Timings:
 
 
 class Sizes:
-    """A histogram of file sizes by powers of two."""
+    """A histogram of file sizes by powers of four."""
 
     def __init__(self) -> None:
         self.files = 0
         self.bytes = 0
-        self._files: Counter[int] = Counter()  # number of bits of the size -> files
+        self._files: Counter[int] = Counter()  # the least power of four that is not below the size -> files
         self._bytes: Counter[int] = Counter()
 
     def add(self, size: int) -> None:
         self.files += 1
         self.bytes += size
-        bits = size.bit_length()
-        self._files[bits] += 1
-        self._bytes[bits] += size
+        power = (max(0, size - 1).bit_length() + 1) // 2
+        self._files[power] += 1
+        self._bytes[power] += size
 
     def histogram(self) -> Histogram:
-        bits = range(min(self._files), max(self._files) + 1) if self._files else ()
-        buckets = [Bucket((1 << n) - 1, self._files[n], self._bytes[n]) for n in bits]
+        powers = range(min(self._files), max(self._files) + 1) if self._files else ()
+        buckets = [Bucket(4**power, self._files[power], self._bytes[power]) for power in powers]
         return Histogram(self.files, self.bytes, buckets)
 
 

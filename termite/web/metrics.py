@@ -115,6 +115,7 @@ def _worker(status: WorkerStatus) -> Iterator[Metric]:
     yield _gauge("worker_cache_bytes", "Size of the content store", status.cache_bytes)
     yield _gauge("worker_cache_limit_bytes", "Bound of the content store", status.cache_limit)
     yield _counts("worker_events", "What happened, and how often", "event", status.counts.items())
+    yield _counts("worker_file_system_calls", "Calls of the kernel", "call", status.file_system.items())
     yield from _phases("worker", status.phases)
 
 
@@ -129,8 +130,7 @@ def _master(status: MasterStatus) -> Iterator[Metric]:
     yield _counts("master_worker_commands", "Commands answered by each worker", "worker", done)
     yield _counts("master_result_files", "Files that commands changed", "kind", [("replayed", status.results.files)])
     yield _counts("master_result_bytes", "Bytes in them", "kind", [("replayed", status.results.bytes)])
-    yield _counts("master_hashed_files", "Files hashed", "kind", [("hashed", status.hashed.files)])
-    yield _counts("master_hashed_bytes", "Bytes hashed", "kind", [("hashed", status.hashed.bytes)])
+    yield _counts("master_hashes", "Files and bytes hashed, hashes kept in xattrs", "what", status.hashed.items())
     yield _sizes("master_told_file_bytes", "Sizes of the files that workers were told of", status.told)
     yield _sizes("master_served_file_bytes", "Sizes of the contents that workers were sent", status.served)
     yield from _phases("master", status.phases)

@@ -20,9 +20,6 @@ from termite.wire.address import bind, format_address
 
 log = logging.getLogger(__name__)
 
-DEFAULT_RETRIES = 10
-"""How many ports after a default one are tried; a port that was asked for is that one or an error."""
-
 BACKLOG = 64
 
 
@@ -33,7 +30,7 @@ class WebOptions:
     host: str  # address to listen on; empty: all
     port: int  # 0: any free one
     retries: int = 0  # ports after it to try
-    required: bool = True  # no free port is an error; False: a warning, and no pages
+    or_any: bool = False  # if it is taken: any free one, instead of an error
     flag: str = "-web-port"  # to be named in messages
 
 
@@ -80,17 +77,16 @@ class PageServer:
         self._serving: asyncio.Task[Served] | None = None
 
     def start(self) -> None:
-        """Takes the port; TermiteError with the remedy if it must and cannot.  Pages are there a moment later."""
+        """Takes the port; TermiteError with the remedy if it cannot be had.  Pages are there a moment later."""
         options = self._options
         if options is None:
             return
         try:
             sock = bind(options.host, options.port, options.retries, BACKLOG, options.flag)
-        except TermiteError as error:
-            if options.required:
+        except TermiteError:
+            if not options.or_any:
                 raise
-            log.warning("no pages: %s", error)
-            return
+            sock = bind(options.host, 0, 0, BACKLOG, options.flag)
         self.host, self.port = sock.getsockname()[:2]
         self._serving = asyncio.get_running_loop().create_task(self._serve(sock))
 

@@ -36,10 +36,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters.update(
-        amount=amount, number=number, duration=duration, milliseconds=milliseconds, clock=clock, plural=plural
-    )
-    environment.globals.update(bar=bar, drawing=drawing, latest=latest, worker_url=worker_url, version=__version__)
+    for shown in (amount, binary, number, duration, milliseconds, clock, plural):
+        environment.filters[shown.__name__] = shown
+    for part in (bar, drawing, latest, top, worker_url):
+        environment.globals[part.__name__] = part
+    environment.globals["version"] = __version__
     return environment
 
 
@@ -55,12 +56,23 @@ def amount(size: float) -> str:
     return f"{size:.1f} {_UNITS[unit]}" if unit and size < 9.95 else f"{size:.0f} {_UNITS[unit]}"
 
 
+def binary(size: int) -> str:
+    """Powers of two, exactly: 256 B, 1 KiB, 64 MiB."""
+    unit = 0
+    while size >= 1024 and size % 1024 == 0:
+        size //= 1024
+        unit += 1
+    return f"{size} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
+
+
 def number(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:
-    """2.3 s, 4 min 5 s, 3 h 20 min, 5 d 2 h."""
+    """20 ms, 2.3 s, 4 min 5 s, 3 h 20 min, 5 d 2 h."""
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -130,9 +142,13 @@ def _curve(index: int, values: list[float], top: float) -> Markup:
 
 
 def latest(plot: Plot) -> list[tuple[str, str]]:
-    """(curve, its newest value) of each curve, then ("top", what the upper edge stands for)."""
-    found = [(line.name, _with_unit(line.values[-1] if line.values else 0.0, plot.unit)) for line in plot.lines]
-    return [*found, ("top", _with_unit(_top(plot), plot.unit))]
+    """(curve, its newest value)"""
+    return [(line.name, _with_unit(line.values[-1] if line.values else 0.0, plot.unit)) for line in plot.lines]
+
+
+def top(plot: Plot) -> str:
+    """What the upper edge stands for."""
+    return _with_unit(_top(plot), plot.unit)
 
 
 # -- links ----------------------------------------------------------------------------------------

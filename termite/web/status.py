@@ -165,6 +165,7 @@ class WorkerStatus(Record, frozen=True):
     mirrors: list[MirrorStatus]
     tasks: list[RunningTask]
     counts: dict[str, int]
+    file_system: dict[str, int]  # what commands asked of the mirrors, as far as the kernel did not know
     phases: list[Phase]
     plots: list[Plot]
 
@@ -208,10 +209,12 @@ class MasterStatus(Record, frozen=True):
     granted: int
     counts: dict[str, int]
     results: Amount
-    hashed: Amount
+    hashed: dict[str, int]  # files and bytes that were read for it, hashes recalled from and saved to xattrs
     workers: dict[str, MasterWorker]
     tasks: list[RunningTask]
     failed: list[FailedTask]
+    conflicts: list[str]  # files that two commands changed at the same time, latest last
+    breaches: list[str] | None  # what -paranoia found; None: it does not look
     phases: list[Phase]
     told: Histogram
     served: Histogram

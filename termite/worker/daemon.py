@@ -174,7 +174,7 @@ class Worker:
         web = self.options.web
         if web is not None and web.port < 0:
             near = self.port + WEB_OFFSET
-            web = replace(web, port=near if near + web.retries <= 65535 else 0)
+            web = replace(web, port=near if near <= 65535 else 0)
         self._log_tail.start()
         self.pages = PageServer(web, self.overview.site(self._log_tail))
         self.pages.start()

@@ -514,7 +514,6 @@ class Mirror:
 
     def report(self) -> MirrorReport:
         """For the pages."""
-        counters = self._view.counters.as_dict() if self._view is not None else {}
         return MirrorReport(
             granted=self.granted,
             running=self._running,
@@ -523,8 +522,9 @@ class Mirror:
             tasks=task_reports(self._tasks.items()),
             phases=self.timings.phases(),
             counts=mirror_counts(
-                self._files_cached, self._files_asked, self._result_bytes, self.contents.as_dict(), counters
+                self._files_cached, self._files_asked, self._result_bytes, self.contents.as_dict()
             ),
+            file_system=self._view.counters.as_dict() if self._view is not None else {},
         )
 
     async def close(self) -> None:

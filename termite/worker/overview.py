@@ -62,6 +62,7 @@ class Overview:
         self._reports: dict[int, MirrorReport] = {}
         self._past_done = 0  # of mirrors that have ended, as is all past
         self._past_counts: Counter[str] = Counter()
+        self._past_calls: Counter[str] = Counter()
         self._past_phases = Timings()
 
     # -- mirrors -------------------------------------------------------------------------------------
@@ -74,6 +75,7 @@ class Overview:
         if report is not None:
             self._past_done += report.done
             self._past_counts.update(report.counts)
+            self._past_calls.update(report.file_system)
             self._past_phases.merge(report.phases)
 
     def _done(self) -> int:
@@ -102,25 +104,25 @@ class Overview:
         machine, history = self._machine.sample(), self._history
         counts = self._counts()
         history.add("busy", machine.cpu)
-        history.add("waiting for disks", machine.io_wait)
+        history.add("disk wait", machine.io_wait)
         history.add("used", 100 * machine.memory_used / (machine.memory_total or 1))
         history.add_total("read", machine.disk_read, now)
         history.add_total("written", machine.disk_written, now)
         history.add("running", sum(report.running for report in self._reports.values()))
         history.add("waiting", sum(report.waiting for report in self._reports.values()))
         history.add_total("done", self._done(), now)
-        history.add_total("from masters", counts[FROM_MASTERS], now)
-        history.add_total("results", counts[RESULTS], now)
+        history.add_total("in", counts[FROM_MASTERS], now)
+        history.add_total("out", counts[RESULTS], now)
 
-    def _plots(self, jobs: int) -> list[Plot]:
+    def _plots(self) -> list[Plot]:
         plot = self._history.plot
         return [
-            plot("CPU", "%", ["busy", "waiting for disks"], 100.0),
+            plot("CPU", "%", ["busy", "disk wait"], 100.0),
             plot("Memory", "%", ["used"], 100.0),
             plot("Disk", "B/s", ["read", "written"]),
-            plot("Commands", "", ["running", "waiting"], float(jobs)),
+            plot("Commands", "", ["running", "waiting"]),
             plot("Commands done", "/s", ["done"]),
-            plot("Throughput", "B/s", ["from masters", "results"]),
+            plot("Throughput", "B/s", ["in", "out"]),
         ]
 
     # -- records -------------------------------------------------------------------------------------
@@ -142,10 +144,12 @@ class Overview:
 
     def status(self) -> WorkerStatus:
         facts, machine = self._facts(), self._machine.latest
+        calls = Counter(self._past_calls)
         phases = Timings()
         phases.merge(self._past_phases.phases())
         for report in self._reports.values():
             phases.merge(report.phases)
+            calls.update(report.file_system)
         return WorkerStatus(
             name=facts.name,
             version=__version__,
@@ -164,8 +168,9 @@ class Overview:
             mirrors=[self._mirror(serial, mirror) for serial, mirror in facts.mirrors.items()],
             tasks=self._tasks(facts),
             counts=dict(sorted(self._counts().items())),
+            file_system={name.replace("_", " "): count for name, count in sorted(calls.items())},
             phases=phases.phases(),
-            plots=self._plots(facts.jobs),
+            plots=self._plots(),
         )
 
     def report(self) -> WorkerReport:

@@ -66,7 +66,8 @@ class Paranoia:
         try:
             contents = await asyncio.to_thread(digest, fd)
             if contents != expected:
-                self._breach(f"{_shown(path)}: contents are {contents.hex()} in the store, but should be {expected.hex()}")
+                found = f"contents are {contents.hex()} in the store"
+                self._breach(f"{_shown(path)}: {found}, but should be {expected.hex()}")
             reply = await conn.call(Check(path), timeout_s=LIMIT_S, on_reply=look)
         except TermiteError as e:
             log.debug("%s was not compared: %s", _shown(path), e)

@@ -34,15 +34,14 @@ class MirrorReport(msgspec.Struct, frozen=True):
     tasks: list[TaskReport]
     phases: list[Phase]
     counts: dict[str, int]
+    file_system: dict[str, int]
 
 
 FROM_MASTERS = "bytes from masters"
 RESULTS = "bytes of results"
 
 
-def mirror_counts(
-    cached: int, asked: int, result_bytes: int, contents: Mapping[str, int], file_system: Mapping[str, int]
-) -> dict[str, int]:
+def mirror_counts(cached: int, asked: int, result_bytes: int, contents: Mapping[str, int]) -> dict[str, int]:
     """A mirror's counters under the names that pages show: `contents` are bytes by where they came from."""
     return {
         "files opened from the cache": cached,
@@ -51,7 +50,6 @@ def mirror_counts(
         "bytes from other workers": contents.get("from_peers", 0),
         FROM_MASTERS: contents.get("from_master", 0),
         RESULTS: result_bytes,
-        **{f"file system: {name}": count for name, count in file_system.items()},
     }
 
 

@@ -46,7 +46,7 @@ class Started:
 
 @pytest.fixture
 def started(secret: Path) -> Iterator[Started]:
-    started = Started(["-secret", str(secret), "-port", "0", "-listen", "127.0.0.1"])
+    started = Started(["-secret", str(secret), "-port", "0", "-web-port", "off", "-listen", "127.0.0.1"])
     yield started
     started.process.send_signal(signal.SIGTERM)
     _, errors = started.process.communicate(timeout=20)

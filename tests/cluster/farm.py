@@ -98,7 +98,7 @@ class Farm:
         port_file.unlink(missing_ok=True)
         program = self.run(
             "termite-coordinator", "-secret", str(self.secret), "-port", str(self.coordinator_port),
-            "-listen", "127.0.0.1", "-port-file", str(port_file), *args,
+            "-listen", "127.0.0.1", "-port-file", str(port_file), "-web-port", "off", *args,
         )  # fmt: skip
         wait_for("the coordinator's port", lambda: port_file.exists() or program.process.poll() is not None)
         assert port_file.exists(), program.log()
@@ -110,7 +110,7 @@ class Farm:
         program = self.run(
             "termite-worker", "-secret", str(self.secret), "-coordinator", f"127.0.0.1:{self.coordinator_port}",
             "-jobs", str(jobs), "-port", str(free_port()), "-listen", "127.0.0.1", "-cachedir", str(cache),
-            "-tmpdir", str(self.tmp), *args,
+            "-tmpdir", str(self.tmp), "-web-port", "off", *args,
         )  # fmt: skip
         if ready:
             program.wait_log("listening on port")
@@ -121,7 +121,7 @@ class Farm:
         path = Path(os.fsdecode(root))
         program = self.run(
             "termite-master", "-secret", str(self.secret), "-coordinator", f"127.0.0.1:{self.coordinator_port}",
-            "-jobs", str(jobs), *(args or ("-fallback=fail",)), cwd=path,
+            "-jobs", str(jobs), "-port", "off", *(args or ("-fallback=fail",)), cwd=path,
         )  # fmt: skip
         program.wait_log("serving")
         return program

@@ -10,20 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from projects import PROJECTS, unpack
 
 from tests.cluster.farm import Farm, tree
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_LIMIT_S = 900
-
-PROJECTS = {
-    # name: (Debian source package, version, configure command, arguments of make, a file to touch)
-    "lua": ("lua5.4", "5.4", "true", ["-C", "src", "linux", "MYLIBS=-lm"], "src/lua.h"),
-    "make": ("make-dfsg", "4.3", "autoreconf -fi && ./configure", [], "src/filedef.h"),
-    "coreutils": (
-        "coreutils", "9.1", "FORCE_UNSAFE_CONFIGURE=1 ./configure --disable-nls", [], "src/system.h",
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +27,6 @@ def farm() -> Iterator[Farm]:
     farm.close()
 
 
-def source(name: str, directory: Path) -> None:
-    """Unpacks and configures a project, once per test run and machine."""
-    package, version, configure, _, _ = PROJECTS[name]
-    # Debian's patch makes Lua's own Makefile need a libtool that is not there.
-    flags = ["-upstream"] if name == "lua" else []
-    fetch = [CHECKOUT / "bin/debian-source", *flags, package, version, directory]
-    subprocess.run(fetch, check=True, timeout=BUILD_LIMIT_S)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "TERMITE_"))}
-    subprocess.run(
-        configure, shell=True, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, timeout=BUILD_LIMIT_S,
-    )  # fmt: skip
-
-
 def run(farm: Farm, directory: Path, *args: str) -> str:
     result = farm.command(directory, *args, limit_s=BUILD_LIMIT_S)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
@@ -57,9 +34,6 @@ def run(farm: Farm, directory: Path, *args: str) -> str:
     return result.stdout.decode(errors="replace")
 
 
-def objects(directory: Path) -> dict[bytes, tuple[object, ...]]:
-    """Everything but what a build cannot reproduce even locally: make's own notes of times."""
-    return tree(directory)
 
 
 @pytest.mark.parametrize("name", PROJECTS)
@@ -67,11 +41,11 @@ def objects(directory: Path) -> dict[bytes, tuple[object, ...]]:
 def test_a_project_builds_to_the_same_bytes(farm: Farm, name: str) -> None:
     root = farm.dir / "project"  # the same path for both builds: it is compiled into the objects
     pristine = farm.dir / "pristine"
-    _, _, _, args, header = PROJECTS[name]
-    source(name, root)
+    args, header = PROJECTS[name].make, PROJECTS[name].header
+    unpack(PROJECTS[name], root)
     subprocess.run(["cp", "-a", root, pristine], check=True)
     run(farm, root, "make", "-j4", *args)
-    plain = objects(root)
+    plain = tree(root)
     plain_rebuild = _rebuilt(farm, root, header, "make", args)
     shutil.rmtree(root)
     pristine.rename(root)
@@ -79,12 +53,12 @@ def test_a_project_builds_to_the_same_bytes(farm: Farm, name: str) -> None:
     master = farm.master(root, "-fallback=fail")
     try:
         run(farm, root, "termite-make", "-j4", *args)
-        assert objects(root) == plain
+        assert tree(root) == plain
         again = run(farm, root, "termite-make", "-j4", *args)
         assert "gcc" not in again and " -c " not in again
-        assert objects(root) == plain
+        assert tree(root) == plain
         assert _rebuilt(farm, root, header, "termite-make", args) == plain_rebuild
-        assert objects(root) == plain
+        assert tree(root) == plain
     finally:
         master.stop()
         farm.programs.remove(master)

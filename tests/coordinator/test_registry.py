@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from termite.coordinator.overview import listed_masters, listed_workers
 from termite.coordinator.registry import Master, Registry, Worker
 from termite.errors import Refused
-from termite.wire.messages import WorkerInfo
+from termite.web.status import ListedMaster, RunningTask
+from termite.wire.messages import RunningCommand, Use, WorkerInfo, WorkerReport
 
 
 def info(name: str = "box", host: str = "10.0.0.1", port: int = 1232, jobs: int = 4) -> WorkerInfo:
