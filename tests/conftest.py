@@ -11,7 +11,7 @@ import pytest
 
 
 def pytest_report_header() -> list[str]:
-    tools = ["make", "gcc", "g++", "cmake", "ninja", "autoreconf", "dpkg-source"]
+    tools = ["make", "gcc", "g++", "cmake", "ninja", "autoreconf", "dpkg-source", "chromium", "chromedriver"]
     missing = [tool for tool in tools if shutil.which(tool) is None]
     return [
         f"termite: uid {os.getuid()}, kernel {os.uname().release}, {os.cpu_count()} cores, "

@@ -155,7 +155,7 @@ class Browser:
         """What the browser complained about since the last look."""
         return [entry["message"] for entry in self._ask("POST", f"{self._session}/se/log", {"type": "browser"})]
 
-    def screenshot(self, path: Path, width: int = 1120, most: int = 1160) -> None:
+    def screenshot(self, path: Path, width: int = 1120, most: int = 1000) -> None:
         """The whole page, as far down as `most`."""
         height = min(most, int(self.run("return document.documentElement.scrollHeight")))
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -96,7 +96,10 @@ class Flags:
         """None: no pages, which is written "off"."""
 
         def convert(text: str) -> int | None:
-            return None if text == "off" else parse_int(text, 0, 65535)
+            try:
+                return None if text == "off" else parse_int(text, 0, 65535)
+            except ValueError as error:
+                raise ValueError(f"{error}, or off") from None
 
         help = f"{help}; 0: any free one, as when the default is taken; off: no pages"
         return self._add(Flag(name, default, help, convert, "PORT", shown or str(default)))

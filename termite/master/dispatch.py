@@ -218,9 +218,13 @@ class Dispatcher:
         """The coordinator's list has changed."""
         self.pool.set_workers(infos)
         self.list_trouble = ""
+        strangers = [info for info in infos if info.arch != self.pool.arch]
         if infos and self.pool.is_hopeless():
-            architectures = ", ".join(sorted({i.arch for i in infos}))
-            self.list_trouble = f"all {len(infos)} workers have another architecture ({architectures})"
+            if strangers:
+                architectures = ", ".join(sorted({i.arch for i in strangers}))
+                self.list_trouble = f"all {len(strangers)} workers have another architecture ({architectures})"
+            else:
+                self.list_trouble = "all workers are about to leave"
         self.kick()
 
     async def _open(self, info: WorkerInfo, jobs: int) -> None:

@@ -70,15 +70,15 @@ class Overview:
         history.add("running", self._dispatcher.running)
         history.add("waiting", self._dispatcher.waiting)
         history.add_total("done", sum(self._counts.values()), now)
-        history.add_total("served", self._dispatcher.served_bytes, now)
-        history.add_total("results", self._results.bytes, now)
+        history.add_total("out", self._dispatcher.served_bytes, now)
+        history.add_total("in", self._results.bytes, now)
 
     def _plots(self) -> list[Plot]:
         plot = self._history.plot
         return [
             plot("Commands", "", ["running", "waiting"]),
             plot("Commands done", "/s", ["done"]),
-            plot("Throughput", "B/s", ["served", "results"]),
+            plot("Throughput", "B/s", ["out", "in"]),
         ]
 
     def _tasks(self) -> list[RunningTask]:

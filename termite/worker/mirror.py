@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
-import signal
 import socket
 import stat
 import sys
@@ -69,6 +67,7 @@ from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
 from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.paranoia import Paranoia
+from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
 from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, remove
 from termite.worker.task import TaskPlace, TaskRun
@@ -83,11 +82,6 @@ QUIET_S = 3.0
 
 TASKS_BETWEEN_ENDS = 20
 """A mirror whose memory is over the bound runs at least this many tasks before it makes way for another."""
-
-_CLONE_NEWNS = 0x00020000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
-_PR_SET_PDEATHSIG = 1
-_SIGKILL = 9
 
 
 class Mirror:
@@ -545,30 +539,6 @@ class Mirror:
             self._drop_result(digest)
         self._cleaner.shutdown(wait=True)
         await asyncio.to_thread(shutil.rmtree, self.start.directory, True)
-
-
-def own_namespace() -> None:
-    """Puts this process into a mount namespace of its own and ties its life to its parent's."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
-        code = ctypes.get_errno()
-        raise BoxError(f"cannot make a mount namespace: {os.strerror(code)}; run the worker as root")
-    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-
-
-def leave_signals_to_the_daemon() -> None:
-    """A signal to the whole service must not end tasks that the daemon wants to see finished.
-
-    Handlers that do nothing, because what is ignored would be ignored by the commands in the boxes as well.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-
-
-def memory_used() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def serve(start: control.Start, connection: socket.socket, control_socket: socket.socket, net_fd: int) -> None:

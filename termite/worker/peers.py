@@ -22,6 +22,7 @@ from termite.wire.address import format_address
 from termite.wire.auth import Purpose
 from termite.wire.messages import Damaged, Fetch, Fetched, Message, Ok, Peer
 from termite.wire.rpc import Connection, FileBody, Reply, Result
+from termite.wire.secret import is_ssh_key
 from termite.wire.transport import Accepted
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ MAX_GETTING = 16
 class PeerTimes:
     """Seconds, and bytes per second."""
 
-    answer_s: float = 2.0  # to connect; for the first byte; from one piece to the next
+    connect_s: float = 2.0
+    connect_ssh_s: float = 5.0  # a dozen messages and two signatures
+    answer_s: float = 2.0  # for the first byte; from one piece to the next
     turn_s: float = 1.5  # for a place among those that are sent
     idle_s: float = 60.0  # how long an unused connection is kept
     avoid_s: float = 30.0  # how long a peer that failed is not asked again
@@ -47,7 +50,7 @@ class PeerTimes:
 
     def limit_s(self, size: int) -> float:
         """For the whole of such contents from one peer."""
-        return 2 * self.answer_s + size / self.least_rate
+        return self.connect_ssh_s + self.answer_s + size / self.least_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,7 @@ class _Held:
                     self._peer.port,
                     self._key,
                     Purpose.PEER_FETCH,
-                    timeout_s=self._times.answer_s,
+                    timeout_s=self._times.connect_ssh_s if is_ssh_key(self._key) else self._times.connect_s,
                     name=f"peer {format_address(self._peer.host, self._peer.port)}",
                 )
             )

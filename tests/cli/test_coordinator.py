@@ -92,6 +92,9 @@ def test_a_taken_port_is_one_line_with_the_remedy(
         (["-secret", "/nowhere/key"], "does not exist"),
         (["-time.silence", "0"], "give a time from 0.1s"),
         (["here"], "takes flags only"),
+        (["-web-password", ""], "-web-password is empty"),
+        (["-web-password", "x", "-web-port", "off"], "-web-password without pages"),
+        (["-web-port", "none"], "-web-port none: give a whole number from 0 to 65535, or off"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import re
@@ -9,11 +10,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from termite.errors import Leaving
+from termite.wire.auth import Purpose
+from termite.wire.messages import OpenMirror
 from termite.wire.secret import load_secret
+from termite.wire.transport import dial
 from tests.cluster.commander import Commander
 from tests.cluster.farm import Farm, Program, free_port, wait_for
 
@@ -29,7 +35,7 @@ _PER_LINUX32 = 8
 
 @pytest.fixture
 def commander(farm: Farm) -> Iterator[Commander]:
-    commander = Commander(load_secret(str(farm.secret)))
+    commander = Commander(load_secret(farm.secret))
     yield commander
     commander.close()
 
@@ -61,7 +67,7 @@ def task(farm: Farm, root: Path, script: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], limit_s: float = 60) -> tuple[int, str]:
     out, err = process.communicate(timeout=limit_s)
-    return process.returncode, out + err
+    return process.returncode, err + out
 
 
 def expect_whole(root: Path) -> None:
@@ -83,12 +89,13 @@ def test_every_worker_restarts_during_a_build_and_nobody_notices(farm: Farm, com
     master = farm.master(root, "-fallback=fail", jobs=4)
     process = start(farm, root, "termite-make", "-j8")
     for number, (worker, port) in enumerate(workers):
-        wait_for("some results", lambda: started(root, 4 + 8 * number))
+        wait_for("some results", partial(started, root, 4 + 8 * number))
         commander.tell(port, "restart")
         worker.wait_log(f"(?s)the worker restarts.*listening on port {port}.*coordinator .* reached")
     status, text = finish(process)
     assert status == 0, text
-    assert [line for line in text.splitlines() if line.startswith("termite:")] == [text.splitlines()[-1]], text  # totals
+    (totals,) = [line for line in text.splitlines() if line.startswith("termite:")]
+    assert "25 on 2 workers" in totals
     expect_whole(root)
     assert "lost on" not in master.log() and " lost:" not in master.log(), master.log()
     for worker, port in workers:
@@ -101,7 +108,7 @@ def test_after_sigterm_a_long_task_still_ends_as_it_should(farm: Farm) -> None:
     worker = farm.worker(2)
     root = project(farm)
     master = farm.master(root, "-fallback=fail")
-    process = task(farm, root, "echo begun; sleep 2; head -c 3000000 /dev/zero > big; echo ended")
+    process = task(farm, root, "echo begun; sleep 6; head -c 3000000 /dev/zero > big; echo ended")
     master.wait_log("mirror open")
     worker.wait_log("is mounted")
     time.sleep(0.7)
@@ -109,11 +116,22 @@ def test_after_sigterm_a_long_task_still_ends_as_it_should(farm: Farm) -> None:
     worker.wait_log("no new tasks")
     refused = farm.remote(root, "seq 3; true")
     assert refused.returncode == 1 and b"no worker" in refused.stderr  # nowhere else to go, and that is said
+    asyncio.run(knock(farm, worker))
     status, text = finish(process)
     assert (status, text) == (0, "begun\nended\n")
     assert (root / "big").stat().st_size == 3_000_000
     assert worker.process.wait(10) == 0
     assert "lost on" not in master.log()
+
+
+async def knock(farm: Farm, worker: Program) -> None:
+    """A master that has not heard that the worker leaves is told so."""
+    found = re.search(r"listening on port (\d+)", worker.log())
+    assert found is not None
+    conn = await dial("127.0.0.1", int(found[1]), load_secret(farm.secret), Purpose.MASTER_MIRROR)
+    with pytest.raises(Leaving, match="the worker ends"):
+        await conn.call(OpenMirror("me", b"srv", 0, 0, 1), timeout_s=5)
+    await conn.close()
 
 
 def test_tasks_that_only_waited_go_elsewhere_without_a_word(farm: Farm) -> None:

@@ -132,3 +132,56 @@ def test_a_preferred_worker_is_taken_while_it_has_room(pool: Pool) -> None:
     assert pool.pick() == "b"
     assert pool.pick(prefer="a") == "a"
     assert pool.members["a"].state is State.OPEN
+
+
+def test_a_worker_without_slots_is_about_to_leave_and_counts_for_nothing(pool: Pool) -> None:
+    pool.set_workers([info("a", jobs=0)])
+    assert pool.is_hopeless()
+    pool.set_workers([info("a"), info("b")])
+    pool.set_workers([info("a", jobs=0), info("b")])
+    assert list(pool.members) == ["b"]
+
+
+def test_a_draining_worker_gets_no_task_and_its_slots_are_sought_elsewhere(pool: Pool) -> None:
+    pool.set_workers([info("a"), info("b")])
+    open_worker(pool, "b")
+    pool.started("b")
+    assert not pool.drains("b")  # one still runs there
+    assert pool.pick() is None
+    assert pool.pick(prefer="b") is None
+    assert pool.to_ask(need=4) is None
+    assert pool.to_open(need=4, now=0) is not None
+    pool.ended("b", now=1)
+    assert pool.drains("b")
+
+
+def test_one_that_left_did_not_fail_and_is_welcome_again(pool: Pool) -> None:
+    pool.set_workers([info("a")])
+    open_worker(pool, "a")
+    pool.drains("a")
+    pool.left("a", now=10, again=False)
+    assert pool.members["a"].failures == 0
+    assert pool.to_open(need=1, now=10) is None
+    open_later = pool.to_open(need=1, now=12)
+    assert open_later is not None
+    pool.opened("a", 4, now=12)
+    assert pool.pick() == "a"
+
+
+def test_a_mirror_that_only_made_way_is_opened_anew_at_once(pool: Pool) -> None:
+    pool.set_workers([info("a")])
+    open_worker(pool, "a")
+    pool.drains("a")
+    assert not pool.is_hopeless()
+    pool.left("a", now=10, again=True)
+    assert pool.to_open(need=1, now=10) is not None
+
+
+def test_one_that_left_and_is_not_listed_is_forgotten(pool: Pool) -> None:
+    pool.set_workers([info("a")])
+    open_worker(pool, "a")
+    pool.drains("a")
+    pool.set_workers([])
+    assert pool.is_hopeless()
+    pool.left("a", now=10, again=False)
+    assert not pool.members

@@ -69,7 +69,8 @@ def worker() -> WorkerStatus:
 def master() -> MasterStatus:
     return MasterStatus(
         name=NASTY, version="1", up_s=1.0, jobs=4, running=1, waiting=0, wanted=4, granted=4, counts={"remote": 3},
-        results=Amount(2, 4096), hashed={"files": 1, "bytes": 2}, workers={NASTY: MasterWorker("open", 4, 4, 4, 1, 2, 1)},
+        results=Amount(2, 4096), hashed={"files": 1, "bytes": 2},
+        workers={NASTY: MasterWorker("open", 4, 4, 4, 1, 2, 1)},
         tasks=[TASK], failed=[FailedTask(3, NASTY, "exit 1", NASTY, 0.0)], conflicts=[NASTY], breaches=[NASTY],
         phases=phases().phases(), told=sizes().histogram(), served=Sizes().histogram(), plots=[PLOT, EMPTY_PLOT],
     )  # fmt: skip

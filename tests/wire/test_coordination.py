@@ -13,7 +13,7 @@ import pytest
 from termite.errors import Refused
 from termite.wire.auth import Purpose
 from termite.wire.coordination import CoordinatorLink, LinkTimes
-from termite.wire.messages import Message, Ok, Register, Subscribe, WorkerInfo, Workers
+from termite.wire.messages import Message, Ok, Register, Status, Subscribe, WorkerCommand, WorkerInfo, Workers
 from termite.wire.rpc import Connection
 from termite.wire.transport import Accepted, listen
 from tests.wire.conftest import Run
@@ -107,6 +107,46 @@ def test_a_worker_registers_as_soon_as_it_is_connected(run: Run, caplog: pytest.
             await link.stop()
             assert not link.connected.is_set()
             assert lines(caplog) == [f"coordinator 127.0.0.1:{port} reached"]
+
+    run(test())
+
+
+def test_what_a_coordinator_says_to_a_worker_reaches_it(run: Run) -> None:
+    async def test() -> None:
+        coordinator, heard = FakeCoordinator(), list[Message]()
+
+        def on_message(message: Message) -> None:
+            if not isinstance(message, WorkerCommand):
+                raise Refused("only commands")
+            heard.append(message)
+
+        async with coordinator.listening() as port, asyncio.timeout(LIMIT_S):
+            link = CoordinatorLink(
+                "127.0.0.1", port, KEY, Purpose.WORKER_REGISTER, Register(info("a")), on_message=on_message
+            )
+            link.start()
+            await coordinator.greeted(link)
+            await coordinator.conns[-1].call(WorkerCommand("restart"), timeout_s=LIMIT_S)
+            with pytest.raises(Refused, match="only commands"):
+                await coordinator.conns[-1].call(Status(), timeout_s=LIMIT_S)
+            assert heard == [WorkerCommand("restart")]
+            await link.stop()
+
+    run(test())
+
+
+def test_a_worker_that_greets_anew_is_known_by_what_it_said_last(run: Run) -> None:
+    async def test() -> None:
+        coordinator = FakeCoordinator()
+        async with coordinator.listening() as port, asyncio.timeout(LIMIT_S):
+            link = CoordinatorLink("127.0.0.1", port, KEY, Purpose.WORKER_REGISTER, Register(info("a")))
+            link.start()
+            await coordinator.greeted(link)
+            coordinator.changed.clear()
+            link.greet_anew(Register(info("a", 0)))
+            await coordinator.changed.wait()
+            assert coordinator.greetings == [Register(info("a")), Register(info("a", 0))]
+            await link.stop()
 
     run(test())
 
