@@ -86,7 +86,10 @@ def test_a_request_may_come_in_any_pieces(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", b"TMW1" + struct.pack("<I", MAX_REQUEST + 1), packet(b"x" * 20)])
+TOO_LONG = b"TMW1" + struct.pack("<I", MAX_REQUEST + 1)
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", TOO_LONG, packet(b"x" * 20)])
 def test_garbage_ends_the_connection(tmp_path: Path, data: bytes) -> None:
     try:
         assert run(tmp_path, hello, data) == b""

@@ -23,14 +23,14 @@ RECURSE = 1
 def build(into: Path) -> Path:
     """Compiles the programs around make as CMakeLists.txt does; returns INTO."""
     shared = [SOURCES / "client.c", SOURCES / "inplace.c"]
+    interposer = [SOURCES / "interpose.c", SOURCES / "summary.c"]
     flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
     static = [*flags, "-static", "-no-pie"]
     commands: list[list[str | Path]] = [
         ["gcc", *static, "-o", into / "termite-shell-wrapper", SOURCES / "shell_wrapper.c", *shared],
         ["gcc", *static, "-o", into / "termite-make", SOURCES / "launch.c", *shared],
         ["gcc", *static, "-DLAUNCH_RUN", "-o", into / "termite-run", SOURCES / "launch.c", *shared],
-        ["gcc", *flags, "-shared", "-fPIC", "-o", into / "libtermite-interpose.so", SOURCES / "interpose.c",
-         SOURCES / "summary.c", "-ldl"],  # fmt: skip
+        ["gcc", *flags, "-shared", "-fPIC", "-o", into / "libtermite-interpose.so", *interposer, "-ldl"],
     ]
     for command in commands:
         subprocess.run(command, check=True, timeout=100)
