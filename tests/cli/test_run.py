@@ -139,6 +139,15 @@ def test_the_limit_of_open_files_is_raised_as_far_as_allowed() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_a_limit_that_is_too_low_to_raise_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    raise_descriptor_limit()
+    (line,) = caplog.messages
+    assert line == "at most 1024 open files; large builds need 4096: ulimit -Hn 4096"
+
+
 class Child:
     """The little program above, running."""
 
