@@ -83,7 +83,14 @@ class Farm:
         self.coordinator_port = 0
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("TERMITE_", "MAKE", "LD_PRELOAD"))}
         self.env |= {k: v for k, v in os.environ.items() if k == "TERMITE_TEST_RUN"}
-        self.env["PATH"] = f"{PROGRAMS}:{self.env['PATH']}"
+        # Our programs and the system's tools, but not the tools that lie beside our programs: builds would name them
+        # by a path that workers may not see (a checkout below /tmp, or in a private directory).
+        self.bin = self.dir / "bin"
+        self.bin.mkdir()
+        for path in PROGRAMS.glob("termite-*"):
+            (self.bin / path.name).symlink_to(path)
+        places = [p for p in os.environ["PATH"].split(":") if Path(p).resolve() != PROGRAMS.resolve()]
+        self.env["PATH"] = ":".join([str(self.bin), *places])
         self._serial = 0
 
     def run(self, name: str, *args: str, cwd: Path | None = None) -> Program:

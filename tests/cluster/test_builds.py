@@ -29,7 +29,7 @@ def farm() -> Iterator[Farm]:
 
 def run(farm: Farm, directory: Path, *args: str) -> str:
     result = farm.command(directory, *args, limit_s=BUILD_LIMIT_S)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert result.returncode == 0, (result.stdout[-4000:] + result.stderr[-4000:]).decode(errors="replace")
     assert b"no worker" not in result.stderr, result.stderr
     return result.stdout.decode(errors="replace")
 
