@@ -46,7 +46,7 @@ def farm(root: Path, jobs: int) -> Iterator[OwnDaemons]:
 def timed(command: list[str], directory: Path) -> tuple[float, float]:
     """(wall seconds, CPU seconds of the command and its children) of one build."""
     environment = clean_environment()
-    environment["PATH"] = f"{Path(program('termite-make')).parent}:{environment['PATH']}"
+    environment["PATH"] += f":{Path(program('termite-make')).parent}"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     done = subprocess.run(

@@ -27,7 +27,7 @@ console = Console(stderr=False)
 def build(command: list[str], directory: Path, log: Path) -> float:
     """Seconds; ends the demo with the log's end if the build fails."""
     environment = clean_environment()
-    environment["PATH"] = f"{Path(program('termite-make')).parent}:{environment['PATH']}"
+    environment["PATH"] += f":{Path(program('termite-make')).parent}"
     started = time.monotonic()
     with open(log, "wb") as out:
         status = subprocess.run(

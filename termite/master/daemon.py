@@ -154,8 +154,8 @@ class Master:
         for directory in (self.options.root, *self.options.sources):
             check_root(directory)
         self.rules.current()
-        self.pages.start()
         await self._server.start()
+        self.pages.start()
         for index, (host, port) in enumerate(self.options.coordinators):
             link = CoordinatorLink(
                 host,
