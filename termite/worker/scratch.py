@@ -26,7 +26,8 @@ TIGHT_SHARE = 8
 LEAST_AVAILABLE = 512 << 20
 """With less memory to spare on the whole machine, new tasks go to disk."""
 
-SAMPLE_EVERY_S = 0.05
+SAMPLE_EVERY_S = 0.1
+LOOK_EVERY_S = 2.0
 _MS_NOSUID, _MS_NODEV = 2, 4
 
 CLEAN_AT_ONCE = 32
@@ -47,6 +48,8 @@ class Scratch:
         self._serial = 0
         self._tight_at = 0.0  # monotonic seconds of the last sample that found memory tight; 0: never
         self._is_tight = False
+        self._is_short = False  # is the whole machine short of memory?
+        self._look_at = 0.0  # when to look again: the kernel takes a millisecond to answer
         os.mkdir(self._memory, 0o755)
         os.mkdir(self._disk, 0o755)
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY_SHARE
@@ -65,10 +68,14 @@ class Scratch:
 
     def sample(self) -> None:
         """Looks how much memory is left."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            self._is_short = _available() < LEAST_AVAILABLE
         st = os.statvfs(self._memory)
-        self._is_tight = st.f_bavail * TIGHT_SHARE < st.f_blocks or _available() < LEAST_AVAILABLE
+        self._is_tight = st.f_bavail * TIGHT_SHARE < st.f_blocks or self._is_short
         if self._is_tight:
-            self._tight_at = time.monotonic()
+            self._tight_at = now
 
     def was_tight(self, since: float) -> bool:
         """True if memory was tight after this moment (monotonic seconds)."""

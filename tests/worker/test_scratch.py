@@ -36,6 +36,8 @@ def test_when_memory_is_short_tasks_go_to_disk_and_it_is_remembered(
 ) -> None:
     assert not scratch.was_tight(since=0.0001)
     monkeypatch.setattr(module, "LEAST_AVAILABLE", 1 << 60)
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)
+    scratch._look_at = 0.0
     scratch.sample()
     assert scratch.place()[1]
     monkeypatch.undo()
