@@ -69,7 +69,7 @@ from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
-from termite.worker.scratch import SAMPLE_EVERY_S, Cleaner, Scratch
+from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, remove
 from termite.worker.task import TaskPlace, TaskRun
 
 log = logging.getLogger(__name__)
@@ -117,8 +117,7 @@ class Mirror:
         self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
-        self._cleaning = ThreadPoolExecutor(1, "clean")
-        self._cleaner = Cleaner(self._cleaning.submit)
+        self._cleaner = ThreadPoolExecutor(1, "clean")
         self.conn: Connection
 
     # -- requests of the master ----------------------------------------------------------------------
@@ -346,7 +345,7 @@ class Mirror:
             return await task.run()
         finally:
             del self._tasks[number]
-            self._cleaner.remove(task.directory)
+            self._cleaner.submit(remove, task.directory)
 
     def _sample_soon(self) -> None:
         if self._sampler is None:
@@ -538,8 +537,7 @@ class Mirror:
             await asyncio.to_thread(self._mount.stop)
         for digest in list(self._results):
             self._drop_result(digest)
-        self._cleaner.close()
-        self._cleaning.shutdown(wait=True)
+        self._cleaner.shutdown(wait=True)
         await asyncio.to_thread(shutil.rmtree, self.start.directory, True)
 
 

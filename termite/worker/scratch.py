@@ -6,14 +6,11 @@ ran short is to be run again on disk (`was_tight`), because at home it would not
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import ctypes
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import Callable
-from functools import partial
 
 from termite.errors import BoxError
 
@@ -30,13 +27,7 @@ SAMPLE_EVERY_S = 0.1
 LOOK_EVERY_S = 2.0
 _MS_NOSUID, _MS_NODEV = 2, 4
 
-CLEAN_AT_ONCE = 32
-"""So many directories of ended tasks are removed together, ..."""
-
-CLEAN_AFTER_S = 0.2
-"""... or those that there are after this time."""
-
-CLEAN_LIMIT_S = 300.0
+_LEFT_BY_OVERLAY = (b"w/work/incompat/volatile", b"w/work/incompat", b"w/work/work", b"w/work", b"w", b"u")
 
 
 class Scratch:
@@ -92,45 +83,17 @@ def _available() -> int:
     return LEAST_AVAILABLE
 
 
-class Cleaner:
-    """Removes task directories, many at a time, by `rm`: walking them in the interpreter costs more than the task.
-
-    `remove` is for the loop; `flush` blocks and is for the thread that `run` puts it on.
-    """
-
-    def __init__(self, run: Callable[[Callable[[], None]], object]) -> None:
-        self._run = run
-        self._directories: list[bytes] = []
-        self._timer: asyncio.TimerHandle | None = None
-
-    def remove(self, directory: bytes) -> None:
-        """Soon, or at once if many wait."""
-        self._directories.append(directory)
-        if len(self._directories) >= CLEAN_AT_ONCE:
-            self._start()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(CLEAN_AFTER_S, self._start)
-
-    def _start(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        directories, self._directories = self._directories, []
-        if directories:
-            self._run(partial(remove_all, directories))
-
-    def close(self) -> None:
-        """Puts what still waits on its way."""
-        self._start()
-
-
-def remove_all(directories: list[bytes]) -> None:
-    """Removes them with everything in them; blocks."""
+def remove(directory: bytes) -> None:
+    """Removes a task's directory: what the kernel's overlay left by name, the rest by search."""
+    fd = -1
     try:
-        subprocess.run(
-            [b"rm", b"-rf", b"--", *directories], check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            timeout=CLEAN_LIMIT_S,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        for directory in directories:
-            shutil.rmtree(directory, ignore_errors=True)
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in _LEFT_BY_OVERLAY:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(name, dir_fd=fd)
+        os.rmdir(directory)
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        if fd >= 0:
+            os.close(fd)
