@@ -139,7 +139,7 @@ def test_simple_commands_are_answered_by_the_master(cluster: Farm, project: Path
     assert wrapper("rm -rf x").returncode == 0 and not (project / "x").exists()
     assert cluster.remote(project, "ls").stdout == b""
     assert wrapper("rm nothing").returncode == 1
-    assert wrapper("rm -rf .termite-socket").returncode == 0 or True
+    wrapper("rm -rf .termite-socket")  # whatever it says, the next line holds
     assert (project / ".termite-socket").exists()
 
 
