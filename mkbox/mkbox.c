@@ -259,6 +259,8 @@ int main(int argc, char **argv)
     reset_signals();
     if (opt.serve_fd >= 0)
         serve(opt.serve_fd);
+    if (opt.sweep_fd >= 0)
+        sweep(opt.sweep_fd);
     build_plan();
     return opt.hold ? hold_template() : run_box();
 }

@@ -15,7 +15,7 @@ enum { MAX_STEPS = 1024, MAX_LIMITS = 16, LINE_BYTES = 3 * PATH_MAX };
 /* -- options (mkbox_options.c) -- */
 
 /* The letter of -b -t -r -D -L, or one of these: what to put into the box, in the order given. */
-enum { OPTION_DEV = 256, OPTION_PTS };
+enum { OPTION_DEV = 256, OPTION_PTS, OPTION_CLOSED };
 
 struct operation {
     int option;
@@ -37,7 +37,7 @@ struct options {
     const char *tmp_size;                        /* NULL: the kernel's default, half of the memory */
     const char *lower, *upper, *work, *writable; /* all NULL: no overlay; lower NULL: lower_fd */
     int lower_fd, mnt_ns, net_ns;                /* -1: not given */
-    int env_fd, status_fd, serve_fd;             /* -1: not given */
+    int env_fd, status_fd, serve_fd, sweep_fd;   /* -1: not given */
     int error_fd;
     bool tmpfs_root, new_net, hold, quiet, explain;
     uid_t uid;
@@ -76,7 +76,7 @@ struct step {
 
 extern const struct verb
     DO_TAKE, DO_OVERLAY, DO_JOIN_NET, DO_JOIN_MNT,
-    DO_UNSHARE, DO_ROOT, DO_MKDIR, DO_TMPFS, DO_DEVICES, DO_DEVPTS, DO_BIND, DO_LINK, DO_READ_ONLY, DO_WRITE,
+    DO_UNSHARE, DO_ROOT, DO_MKDIR, DO_CLOSED, DO_TMPFS, DO_DEVICES, DO_DEVPTS, DO_BIND, DO_LINK, DO_READ_ONLY, DO_WRITE,
     DO_HOSTNAME, DO_NET_UP, DO_SEAL,
     DO_PROC, DO_LIMIT, DO_DROP, DO_CHDIR, DO_UMASK;
 
@@ -103,6 +103,10 @@ _Noreturn void make_box(void);
 /* -- the server (mkbox_serve.c) -- */
 
 _Noreturn void serve(int socket);
+
+/* -- the sweeper (mkbox_sweep.c) -- */
+
+_Noreturn void sweep(int socket);
 
 /* -- telling (mkbox_tell.c) -- */
 

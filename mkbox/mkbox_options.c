@@ -21,24 +21,25 @@ struct options opt; /* no initialiser: then its unused pages are never touched *
 static void set_defaults(void)
 {
     opt.directory = "/";
-    opt.lower_fd = opt.mnt_ns = opt.net_ns = opt.env_fd = opt.status_fd = opt.serve_fd = opt.umask = -1;
+    opt.lower_fd = opt.mnt_ns = opt.net_ns = opt.env_fd = opt.status_fd = opt.serve_fd = opt.sweep_fd = opt.umask = -1;
     opt.error_fd = STDERR_FILENO;
     opt.uid = opt.gid = NOBODY;
 }
 
 enum long_option {
-    TMPFS_ROOT = OPTION_PTS + 1, FROM, TMP_SIZE, HOLD, MNT_NS, NET_NS, NEW_NET, LOWER_FD, LOWER, UPPER, WORK,
-    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, EXPLAIN, SERVE, VERSION, HELP,
+    TMPFS_ROOT = OPTION_CLOSED + 1, FROM, TMP_SIZE, HOLD, MNT_NS, NET_NS, NEW_NET, LOWER_FD, LOWER, UPPER, WORK,
+    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, EXPLAIN, SERVE, SWEEP, VERSION, HELP,
 };
 
 static const struct option long_options[] = {
     {"tmpfs-root", 0, 0, TMPFS_ROOT}, {"bind", 1, 0, 'b'}, {"link", 1, 0, 'L'}, {"from", 1, 0, FROM},
-    {"dev", 1, 0, OPTION_DEV}, {"pts", 1, 0, OPTION_PTS}, {"tmp-size", 1, 0, TMP_SIZE}, {"hold", 0, 0, HOLD},
+    {"dev", 1, 0, OPTION_DEV}, {"pts", 1, 0, OPTION_PTS}, {"closed", 1, 0, OPTION_CLOSED},
+    {"tmp-size", 1, 0, TMP_SIZE}, {"hold", 0, 0, HOLD},
     {"mnt-ns", 1, 0, MNT_NS}, {"net-ns", 1, 0, NET_NS}, {"new-net", 0, 0, NEW_NET},
     {"lower-fd", 1, 0, LOWER_FD}, {"lower", 1, 0, LOWER}, {"upper", 1, 0, UPPER}, {"work", 1, 0, WORK},
     {"writable", 1, 0, WRITABLE}, {"proc", 1, 0, PROC}, {"umask", 1, 0, UMASK}, {"env-fd", 1, 0, ENV_FD},
     {"status-fd", 1, 0, STATUS_FD}, {"error-fd", 1, 0, ERROR_FD}, {"hostname", 1, 0, HOSTNAME},
-    {"rlimit", 1, 0, RLIMIT}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE},
+    {"rlimit", 1, 0, RLIMIT}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE}, {"sweep", 1, 0, SWEEP},
     {"version", 0, 0, VERSION}, {"help", 0, 0, HELP}, {0},
 };
 
@@ -49,6 +50,7 @@ static const char help[] =
 "  mkbox -s DIR [what to put into it] --hold                  (make a template and keep it)\n"
 "  mkbox --mnt-ns FD [what to add] [options] -- COMMAND ...   (start from a template)\n"
 "  mkbox --serve FD                                           (a box for each packet from the socket FD)\n"
+"  mkbox --sweep FD                      (removes the directory that each packet from the socket FD names)\n"
 "\n"
 "Try this; as root, it changes nothing on your machine.  Add --explain to see the plan only:\n"
 "\n"
@@ -68,6 +70,7 @@ static const char help[] =
 "  --from TEXT       left side of the next -b or -L, whose argument is then DST or NAME alone, = and all\n"
 "  -t DIR            an empty tmpfs, mode 1777, at most half of the memory, or --tmp-size SIZE (1g, 20%)\n"
 "  -D DIR            a directory, with those above it\n"
+"  --closed DIR      a directory that nobody may enter\n"
 "  -r DIR            make the mount at DIR, and those below it, read-only\n"
 "  --dev DIR         tmpfs with null zero full random urandom tty, links to /proc/self/fd, and pts and shm;\n"
 "                    in a template shm is a link to /tmp and pts is empty: boxes must not share them\n"
@@ -178,13 +181,15 @@ void parse_options(int argc, char **argv)
         case 'g': opt.gid = number("-g", optarg, 10, UINT_MAX - 1); break;
         case 'q': opt.quiet = true; break;
         case 'b': case 'L': add_operation(c, optarg, from); from = NULL; break;
-        case 't': case 'r': case 'D': case OPTION_DEV: case OPTION_PTS: add_operation(c, optarg, NULL); break;
+        case 't': case 'r': case 'D': case OPTION_DEV: case OPTION_PTS: case OPTION_CLOSED:
+            add_operation(c, optarg, NULL); break;
         case FROM: from = optarg; break;
         case TMPFS_ROOT: opt.tmpfs_root = true; break;
         case HOLD: opt.hold = true; break;
         case NEW_NET: opt.new_net = true; break;
         case EXPLAIN: opt.explain = true; break;
         case SERVE: opt.serve_fd = number("--serve", optarg, 10, INT_MAX); break;
+        case SWEEP: opt.sweep_fd = number("--sweep", optarg, 10, INT_MAX); break;
         case MNT_NS: opt.mnt_ns = number("--mnt-ns", optarg, 10, INT_MAX); break;
         case NET_NS: opt.net_ns = number("--net-ns", optarg, 10, INT_MAX); break;
         case LOWER_FD: opt.lower_fd = number("--lower-fd", optarg, 10, INT_MAX); break;
@@ -216,9 +221,9 @@ void parse_options(int argc, char **argv)
     if (from)
         usage("--from must be followed by -b or -L");
     opt.argv = argv + optind;
-    if (opt.serve_fd >= 0) {
+    if (opt.serve_fd >= 0 || opt.sweep_fd >= 0) {
         if (argc != 3)
-            usage("--serve FD goes with no other option; those of a box come in its packet");
+            usage("%s FD goes with no other option", opt.serve_fd >= 0 ? "--serve" : "--sweep");
         return;
     }
     check_combination();

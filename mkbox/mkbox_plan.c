@@ -65,6 +65,7 @@ static void add_requested(const struct operation *operation)
     case 'r': add(&DO_READ_ONLY, operation->path, NULL); break;
     case 'D': add(&DO_MKDIR, operation->path, NULL); break;
     case OPTION_DEV: add_devices(operation->path); break;
+    case OPTION_CLOSED: add(&DO_CLOSED, operation->path, NULL); break;
     case OPTION_PTS: add(&DO_DEVPTS, operation->path, NULL); break;
     }
 }

@@ -230,6 +230,13 @@ static void make_directory(struct step *step)
     make_dirs(step->path, true);
 }
 
+static void make_closed(struct step *step)
+{
+    make_dirs(step->path, true);
+    if (chmod(step->path, 0) < 0)
+        fail(errno, "cannot close the directory %s", step->path);
+}
+
 static void mount_tmpfs(struct step *step)
 {
     char data[64] = "mode=1777";
@@ -358,6 +365,7 @@ const struct verb
     DO_UNSHARE = {INSIDE, "make new namespaces, cut off from this machine:", NULL, unshare_all},
     DO_ROOT = {INSIDE, "let go of this machine's root; the new one is", ", an empty", enter_root},
     DO_MKDIR = {INSIDE, "make the directory", NULL, make_directory},
+    DO_CLOSED = {INSIDE, "make the directory, which nobody may enter:", NULL, make_closed},
     DO_TMPFS = {INSIDE, "mount an empty tmpfs on", ", at most", mount_tmpfs},
     DO_DEVICES = {INSIDE, "mount a small tmpfs for device files on", NULL, mount_dev},
     DO_DEVPTS = {INSIDE, "mount a devpts of its own on", NULL, mount_pts},

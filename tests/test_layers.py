@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "termite"
 LAYERS = [
     "errors",
     "logs",
+    "loop",
     "paths",
     "attr",
     "command",

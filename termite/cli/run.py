@@ -10,7 +10,6 @@ A `TermiteError` from anywhere ends the program with one line on stderr and the 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import resource
@@ -24,6 +23,7 @@ from typing import Any
 from termite.cli.flags import Flag, Flags, HelpWanted
 from termite.errors import TermiteError, UsageError
 from termite.logs import one_line, send_stderr_to, start_logging
+from termite.loop import loop_factory
 from termite.web.pages import WebOptions
 from termite.wire.secret import find_secret, load_secret
 
@@ -94,7 +94,7 @@ def run_program(program: str, prepare: Callable[[Sequence[str]], Job], argv: Seq
             send_stderr_to(job.stderr)
         start_logging(job.logfile, job.debug)
         raise_descriptor_limit()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_supervise(program, job))
     except HelpWanted as wanted:
         _print(sys.stdout, str(wanted))
@@ -164,16 +164,6 @@ def raise_descriptor_limit() -> None:
             log.warning("at most %d open files: %s", soft, error)
     if hard != resource.RLIM_INFINITY and hard < ENOUGH_FILES:
         log.warning("at most %d open files; large builds need %d: ulimit -Hn %d", hard, ENOUGH_FILES, ENOUGH_FILES)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop if it is installed, else asyncio's own."""
-    try:
-        uvloop: Any = importlib.import_module("uvloop")
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 def _logs_to_stderr() -> bool:

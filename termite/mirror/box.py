@@ -2,7 +2,9 @@
 
 A mirror makes a *template* when it starts: a mount namespace whose root is a small tmpfs with the
 mirror's top-level directories bound into it and its top-level symlinks made natively (fewer walks
-through FUSE: /bin, /lib, /lib64 stand in front of nearly every path).  A task joins a copy of it and
+through FUSE: /bin, /lib, /lib64 stand in front of nearly every path).  Private directories are made
+natively too: the kernel asks FUSE anew each time it denies somebody the way into one, and a search
+path that begins with /root/bin leads there several times per command.  A task joins a copy of it and
 adds what must be its own: the overlay on the writable root, /tmp, /var/tmp, /proc.  Only mkbox mounts
 anything; nothing here touches the file system beyond the template's directory.
 """
@@ -51,6 +53,8 @@ class BoxPlan:
                 continue
             if attr.is_symlink():
                 argv += [b"--from", attr.target, b"-L", name]
+            elif attr.is_dir() and attr.is_private():
+                argv += [b"--closed", name]
             elif attr.is_dir() or attr.is_regular():
                 argv += [b"--from", os.path.join(self.mountpoint, name), b"-b", name]
         for name in OWN_TOP_LEVEL:

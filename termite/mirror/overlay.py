@@ -9,8 +9,10 @@
 - the lower file system shows regular files with st_nlink 1: only then does the kernel mark a copied-up
   file with its origin, and without the mark "written in place" looks like "replaced by a new file".
 
-Contents move out of the upper directory into the content store, so an upper directory is reaped once.
-Blocks on disk and on `lower`; any thread but those that answer for the lower file system.
+Contents move out of the upper directory into the content store, in the very end, so an upper directory is
+reaped once.  `reap` blocks on disk and on `lower`: any thread but those that answer for the lower file
+system.  `reap_at_once` is for the event loop: it never blocks for long, and if it would have to, it raises
+NotAtOnce and has changed nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,19 @@ from termite.wire.messages import FileResult
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _HANDLE_BYTES = 128
+
+INLINE_LIMIT = 1 << 16
+INLINE_TOTAL = 1 << 20
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+AT_ONCE_BYTES = 256 << 10
+AT_ONCE_FILES = 64
+
+
+class NotAtOnce(Exception):
+    """The command changed too much, or something of which the master must be asked first."""
 
 
 class Reaped(NamedTuple):
@@ -55,8 +69,8 @@ def reap(
     lower: Callable[[bytes], FileAttr],
     store: ContentStore,
     *,
-    inline_limit: int = 1 << 16,
-    inline_total: int = 1 << 20,
+    inline_limit: int = INLINE_LIMIT,
+    inline_total: int = INLINE_TOTAL,
     lower_fd: int = -1,
     userxattr: bool = False,
 ) -> Reaped:
@@ -66,6 +80,26 @@ def reap(
     `lower_fd`, the open lower directory, lets hard-linked files be told apart exactly.
     """
     return _Reaper(upper, root, lower, store, inline_limit, inline_total, lower_fd, userxattr).run()
+
+
+def reap_at_once(
+    upper: bytes, root: bytes, known: Callable[[bytes], FileAttr | None], store: ContentStore, *, lower_fd: int
+) -> Reaped:
+    """As `reap`, if it can be done at once; `known` tells what stands at a path, None if it does not know."""
+
+    def lower(path: bytes) -> FileAttr:
+        attr = known(path)
+        if attr is None:
+            raise NotAtOnce
+        return attr
+
+    limits = _Limits(AT_ONCE_FILES, AT_ONCE_BYTES)
+    return _Reaper(upper, root, lower, store, INLINE_LIMIT, INLINE_TOTAL, lower_fd, False, limits).run()
+
+
+class _Limits(NamedTuple):
+    files: int
+    bytes: int
 
 
 class _Reaper:
@@ -79,6 +113,7 @@ class _Reaper:
         inline_total: int,
         lower_fd: int,
         userxattr: bool,
+        limits: _Limits | None = None,
     ) -> None:
         self._upper = upper
         self._root = root
@@ -96,6 +131,9 @@ class _Reaper:
         self._body_len = 0
         self._notes: list[str] = []
         self._links: dict[int, list[_Found]] = {}  # inode -> all its names
+        self._taken: list[tuple[bytes, bytes, int, bool]] = []  # path, hash, size, is it recent: for the store
+        self._limits = limits
+        self._entries = self._bytes = 0
         self._todo: list[tuple[bytes, bytes | None, int]] = [(b"", root, -1)]
 
     def run(self) -> Reaped:
@@ -105,6 +143,8 @@ class _Reaper:
                 self._visit(*self._todo.pop())
             for names in self._links.values():
                 self._linked(names)
+            for path, hash, size, recent in self._taken:
+                self._store.adopt(path, hash, size, dir_fd=self._top, recent=recent)
         finally:
             os.close(self._top)
         self._files.sort(key=lambda file: file.path)  # a prefix sorts first: parents before children
@@ -131,6 +171,7 @@ class _Reaper:
         try:
             return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self._top)
         except PermissionError:  # an ordinary user's worker; the mode to report was read before
+            self._may_block()
             os.chmod(name, 0o700, dir_fd=self._top)
             return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self._top)
 
@@ -173,6 +214,7 @@ class _Reaper:
         child = paths.join(directory, name)
         path = paths.join(self._root, child)
         mode = st.st_mode
+        self._count(st)
         if len(path) > paths.MAX_PATH:
             self._notes.append(f"{paths.for_people(path)[:200]}...: path too long, left out")
         elif stat.S_ISDIR(mode):
@@ -190,6 +232,17 @@ class _Reaper:
             result = self._file(fd, _Found(directory, name, path, before, st), linked=False)
             if result is not None:
                 self._files.append(result)
+
+    def _count(self, st: os.stat_result) -> None:
+        if self._limits is not None:
+            self._entries += 1
+            self._bytes += st.st_size
+            if self._entries > self._limits.files or self._bytes > self._limits.bytes:
+                raise NotAtOnce
+
+    def _may_block(self) -> None:
+        if self._limits is not None:
+            raise NotAtOnce
 
     def _linked(self, names: list[_Found]) -> None:
         """All names of one file: one of them carries it, the others link to that one."""
@@ -255,13 +308,14 @@ class _Reaper:
                 return FileResult(found.path, attr, in_place=True, kept=True)
             return FileResult(found.path, attr, kept=True) if linked else None
         recent = st.st_mtime_ns > self._recent_ns
-        self._store.adopt(found.name, hash, dir_fd=directory, recent=recent)
+        self._taken.append((paths.join(found.directory, found.name), hash, st.st_size, recent))
         return FileResult(found.path, attr, inline_at=self._inline(data), in_place=in_place)
 
     def _open_file(self, directory: int, name: bytes) -> int:
         try:
             return os.open(name, _OPEN, dir_fd=directory)
         except PermissionError:  # an ordinary user's worker and a file without read permission
+            self._may_block()
             os.chmod(name, 0o400, dir_fd=directory)
             return os.open(name, _OPEN, dir_fd=directory)
 

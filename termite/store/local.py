@@ -85,8 +85,8 @@ class ContentStore:
                 writer.commit()
         return hash
 
-    def adopt(self, name: bytes, hash: bytes, *, dir_fd: int | None = None, recent: bool = False) -> None:
-        """Take a finished regular file whose hash is known; its old name is gone afterwards.
+    def adopt(self, name: bytes, hash: bytes, size: int, *, dir_fd: int | None = None, recent: bool = False) -> None:
+        """Take a finished regular file whose hash and size are known; its old name is gone afterwards.
 
         Nothing is copied when the file lies on the store's file system.  `recent`: its time need not be
         set to count as just used.

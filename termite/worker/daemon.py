@@ -38,6 +38,7 @@ from termite.worker import control
 from termite.worker.overview import MirrorFacts, Overview, WorkerFacts
 from termite.worker.peers import Peers
 from termite.worker.reporting import decode_report
+from termite.worker.scratch import open_result
 from termite.worker.slots import share
 from termite.worker.workdir import WorkDir, clear_leftovers
 
@@ -139,7 +140,7 @@ class Worker:
             sock=self._sock,
             purposes={Purpose.MASTER_MIRROR, Purpose.PEER_FETCH},
         )
-        self.peers = Peers(self._store, self.options.key)
+        self.peers = Peers(self._store, self.options.key, recent=self._open_recent)
         self.port = self._listener.port
         self.name = f"{socket.gethostname()}:{self.port}"
         self._start_pages()
@@ -331,6 +332,13 @@ class Worker:
         self._spawn(self._watch(self._serial, mirror))
         if self.draining:
             mirror.send(control.Drain(self.draining))
+
+    def _open_recent(self, hash: bytes) -> int:
+        """What a command here has made lately, from the memory of its mirror; KeyError if none has it."""
+        for mirror in self._mirrors.values():
+            with contextlib.suppress(OSError):
+                return open_result(mirror.process.pid, mirror.directory, hash)
+        raise KeyError(hash)
 
     def _start_message(self, session: Session, directory: str) -> control.Start:
         return control.Start(

@@ -30,11 +30,12 @@ from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import BoxError, Canceled, Leaving, Refused, StoreError, TermiteError, WireError
 from termite.logs import start_logging
+from termite.loop import loop_factory
 from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount
 from termite.mirror.overlay import Reaped
 from termite.mirror.view import Owner, View
-from termite.store.local import ContentStore
+from termite.store.recent import RecentStore
 from termite.web.counting import Timings
 from termite.wire.framing import Session
 from termite.wire.messages import (
@@ -69,7 +70,7 @@ from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
-from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, remove
+from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, Sweeper
 from termite.worker.task import TaskPlace, TaskRun
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Mirror:
         self._control = control_socket
         self._net_fd = net_fd
         self._loop = asyncio.get_running_loop()
-        self._store = ContentStore(start.store, start.store_bytes)
+        self._store = RecentStore(start.store, start.store_bytes)
         self._cache = AttrCache()
         self._view: View | None = None
         self._mount: Mount | None = None
@@ -117,7 +118,9 @@ class Mirror:
         self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
-        self._cleaner = ThreadPoolExecutor(1, "clean")
+        self._sweeper: Sweeper | None = None
+        self._spiller = ThreadPoolExecutor(1, "spill")
+        self._spilling: Future[None] | None = None
         self.conn: Connection
 
     # -- requests of the master ----------------------------------------------------------------------
@@ -166,9 +169,11 @@ class Mirror:
         for directory in (mountpoint, box_dir):
             os.mkdir(directory, 0o755)
         self._scratch = Scratch(self.start.directory)
+        self._store.use_memory(self._scratch.results)
         self._mount = Mount(self._view, mountpoint)
         await asyncio.to_thread(self._mount.start)
         self._boxes = Boxes(self.start.mkbox)
+        self._sweeper = Sweeper(self.start.mkbox)
         host = message.master.partition("@")[2].partition(":")[0]
         self._plan = BoxPlan(
             mkbox=self.start.mkbox,
@@ -200,6 +205,7 @@ class Mirror:
             uid=self.start.uid,
             gid=self.start.gid,
             lower=self._lower,
+            known=self._cache.lookup,
             store=self._store,
             timings=self.timings,
         )
@@ -345,7 +351,13 @@ class Mirror:
             return await task.run()
         finally:
             del self._tasks[number]
-            self._cleaner.submit(remove, task.directory)
+            assert self._sweeper is not None
+            self._sweeper.remove(task.directory)
+            self._spill_soon()
+
+    def _spill_soon(self) -> None:
+        if self._store.is_full and (self._spilling is None or self._spilling.done()):
+            self._spilling = self._spiller.submit(self._store.spill)
 
     def _sample_soon(self) -> None:
         if self._sampler is None:
@@ -537,8 +549,17 @@ class Mirror:
             await asyncio.to_thread(self._mount.stop)
         for digest in list(self._results):
             self._drop_result(digest)
-        self._cleaner.shutdown(wait=True)
-        await asyncio.to_thread(shutil.rmtree, self.start.directory, True)
+        await asyncio.to_thread(self._clear_up)
+
+    def _clear_up(self) -> None:
+        self._spiller.shutdown(wait=True, cancel_futures=True)
+        try:
+            self._store.close()
+        except StoreError as e:
+            log.warning("%s", e)
+        if self._sweeper is not None:
+            self._sweeper.close()
+        shutil.rmtree(self.start.directory, ignore_errors=True)
 
 
 async def serve(start: control.Start, connection: socket.socket, control_socket: socket.socket, net_fd: int) -> None:
@@ -579,7 +600,8 @@ def main() -> None:
     name = os.path.basename(start.directory).decode()
     start_logging(start.logfile, start.log_level <= logging.DEBUG, prefix=f"{name} ")
     try:
-        asyncio.run(serve(start, connection, control_socket, int(sys.argv[3])))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(start, connection, control_socket, int(sys.argv[3])))
     except TermiteError as e:
         log.error("%s", e)
         raise SystemExit(e.exit_status) from None

@@ -64,11 +64,25 @@ class _Counted(FileBody):
         self.on_close()
 
 
-class Peers:
-    """`serve` gives, `get` gets, `close` ends it all."""
+def _nothing_recent(hash: bytes) -> int:
+    raise KeyError(hash)
 
-    def __init__(self, store: ContentStore, key: bytes, times: PeerTimes | None = None) -> None:
+
+class Peers:
+    """`serve` gives, `get` gets, `close` ends it all.
+
+    `recent` opens what a mirror here has in memory only: a descriptor, or KeyError.
+    """
+
+    def __init__(
+        self,
+        store: ContentStore,
+        key: bytes,
+        times: PeerTimes | None = None,
+        recent: Callable[[bytes], int] | None = None,
+    ) -> None:
         self._store = store
+        self._recent = recent or _nothing_recent
         self._key = key
         self._times = times or PeerTimes()
         self._sending = asyncio.Semaphore(MAX_SENDING)
@@ -120,7 +134,10 @@ class Peers:
             raise Refused("it is sending to too many others") from None
         try:
             try:
-                fd = self._store.open(message.hash)
+                try:
+                    fd = self._store.open(message.hash)
+                except KeyError:
+                    fd = self._recent(message.hash)
             except KeyError:
                 raise Refused("it does not have them") from None
             size = os.fstat(fd).st_size

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
+import signal
+import socket
 import time
+from collections import deque
 
 from termite.errors import BoxError
 
@@ -23,11 +25,12 @@ TIGHT_SHARE = 8
 LEAST_AVAILABLE = 512 << 20
 """With less memory to spare on the whole machine, new tasks go to disk."""
 
+RESULTS = b"memory/results"
+"""In the mirror's directory; files are named after their hash, see store/recent.py."""
+
 SAMPLE_EVERY_S = 0.1
 LOOK_EVERY_S = 2.0
 _MS_NOSUID, _MS_NODEV = 2, 4
-
-_LEFT_BY_OVERLAY = (b"w/work/incompat/volatile", b"w/work/incompat", b"w/work/work", b"w/work", b"w", b"u")
 
 
 class Scratch:
@@ -49,6 +52,7 @@ class Scratch:
         if libc.mount(b"termite-scratch", self._memory, b"tmpfs", _MS_NOSUID | _MS_NODEV, options):
             code = ctypes.get_errno()
             raise BoxError(f"cannot mount a tmpfs for running tasks: {os.strerror(code)}; run the worker as root")
+        self.results = os.path.join(directory, RESULTS)  # where the content store may keep some
         self.sample()
 
     def place(self, on_disk: bool = False) -> tuple[bytes, bool]:
@@ -83,17 +87,47 @@ def _available() -> int:
     return LEAST_AVAILABLE
 
 
-def remove(directory: bytes) -> None:
-    """Removes a task's directory: what the kernel's overlay left by name, the rest by search."""
-    fd = -1
-    try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for name in _LEFT_BY_OVERLAY:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(name, dir_fd=fd)
-        os.rmdir(directory)
-    except OSError:
-        shutil.rmtree(directory, ignore_errors=True)
-    finally:
-        if fd >= 0:
-            os.close(fd)
+def open_result(pid: int, directory: str, hash: bytes) -> int:
+    """A descriptor of contents in the memory of another process, whose mounts we do not see; OSError if not there."""
+    path = os.path.join(f"/proc/{pid}/root{directory}", RESULTS.decode(), hash.hex())
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+class Sweeper:
+    """Removes the directories of ended tasks, in a process of its own: `mkbox --sweep`."""
+
+    def __init__(self, mkbox: bytes) -> None:
+        self._waiting: deque[bytes] = deque()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._socket.setblocking(False)
+            theirs.set_inheritable(True)
+            argv = [b"termite-mkbox", b"--sweep", b"%d" % theirs.fileno()]
+            try:
+                self._pid = os.posix_spawn(mkbox, argv, {}, setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+            except OSError as e:
+                raise BoxError(f"cannot start {os.fsdecode(mkbox)}: {e.strerror}") from e
+
+    def remove(self, directory: bytes) -> None:
+        """Soon; what cannot be removed goes with the mirror's whole directory."""
+        self._waiting.append(directory)
+        with contextlib.suppress(OSError):  # BlockingIOError, most likely: with the next one
+            while self._waiting:
+                self._socket.send(self._waiting[0])
+                self._waiting.popleft()
+
+    def close(self, limit_s: float = 10.0) -> None:
+        """Ends the process when it has done all; blocks; safe to repeat."""
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(limit_s)
+            while self._waiting:
+                self._socket.send(self._waiting.popleft())
+        self._socket.close()
+        until = time.monotonic() + limit_s
+        while self._pid and os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > until:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+                break
+            time.sleep(0.005)
+        self._pid = 0

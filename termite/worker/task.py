@@ -1,7 +1,7 @@
 """Runs one command in a box and tells what it changed.
 
 Starts mkbox, passes its output on while it runs, waits for its end through a pidfd, reaps the
-overlay.  A task that is cancelled kills its box.  Loop only; reaping and clearing up happen on threads.
+overlay.  A task that is cancelled kills its box.  Loop only; a large result is reaped on a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from termite.attr.fileattr import FileAttr
 from termite.errors import BoxError, Canceled, TermiteError
 from termite.mirror.box import Template, box_environment
-from termite.mirror.overlay import Reaped, reap
+from termite.mirror.overlay import NotAtOnce, Reaped, reap, reap_at_once
 from termite.store.local import ContentStore
 from termite.web.counting import Timings
 from termite.wire.messages import Done, Output, Run
@@ -121,6 +121,7 @@ class TaskPlace:
     uid: int
     gid: int
     lower: Callable[[bytes], FileAttr]  # what stands at a path beneath the overlay; may block
+    known: Callable[[bytes], FileAttr | None]  # the same, or None if it would have to be asked for
     store: ContentStore
     timings: Timings = field(default_factory=Timings)
 
@@ -377,6 +378,10 @@ class TaskRun:
     async def _reap(self) -> Reaped:
         place = self._place
         upper = os.path.join(self.directory, b"u")
+        try:
+            return reap_at_once(upper, place.root, place.known, place.store, lower_fd=place.template.lower_fd)
+        except NotAtOnce:
+            pass
         return await asyncio.to_thread(
             reap, upper, place.root, place.lower, place.store, lower_fd=place.template.lower_fd
         )

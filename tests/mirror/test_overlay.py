@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from termite.attr.fileattr import ABSENT, FileAttr
-from termite.mirror.overlay import Reaped, reap
+from termite.mirror.overlay import AT_ONCE_BYTES, AT_ONCE_FILES, NotAtOnce, Reaped, reap, reap_at_once
 from termite.store.local import ContentStore
 from termite.wire.messages import FileResult
 
@@ -294,3 +294,37 @@ def test_a_deep_tree_needs_neither_recursion_nor_descriptors(upper: Upper) -> No
 def _remove_deep(path: Path) -> None:
     """Faster and surer than pytest's own clearing up."""
     assert ctypes.CDLL(None).system(b"rm -rf '%s'" % os.fsencode(path)) == 0
+
+
+def at_once(upper: Upper, known: bool = True) -> Reaped:
+    for directory, _, _ in os.walk(upper.path, topdown=False):
+        os.utime(directory, ns=(OLD, OLD))
+    return reap_at_once(
+        os.fsencode(upper.path),
+        ROOT,
+        (lambda path: upper.lower.get(path, ABSENT)) if known else upper.lower.get,
+        upper.store,
+        lower_fd=-1,
+    )
+
+
+def test_a_small_result_is_reaped_at_once_and_alike(upper: Upper) -> None:
+    upper.directory("d")
+    upper.file("d/new", b"contents")
+    reaped = at_once(upper)
+    assert names(reaped) == ["d", "d/new"] and reaped.body == b"contents"
+    assert upper.store.has(hashlib.sha256(b"contents").digest()) and not (upper.path / "d" / "new").exists()
+
+
+@pytest.mark.parametrize("reason", ["unknown", "many", "large"])
+def test_what_cannot_be_done_at_once_has_changed_nothing(upper: Upper, reason: str) -> None:
+    upper.file("a", b"first")
+    if reason == "many":
+        for number in range(AT_ONCE_FILES):
+            upper.file(f"n{number}")
+    if reason == "large":
+        upper.file("b", b"x" * AT_ONCE_BYTES)
+    with pytest.raises(NotAtOnce):
+        at_once(upper, known=reason != "unknown")
+    assert (upper.path / "a").read_bytes() == b"first"
+    assert "a" in names(upper.reap())

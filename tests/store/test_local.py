@@ -106,7 +106,7 @@ def test_an_adopted_file_moves_into_the_store(store: ContentStore, tmp_path: Pat
     source.chmod(0)
     ino = source.stat().st_ino
     directory = os.open(tmp_path, os.O_RDONLY)
-    store.adopt(b"out", hash_of(b"made"), dir_fd=directory)
+    store.adopt(b"out", hash_of(b"made"), 4, dir_fd=directory)
     os.close(directory)
     assert not source.exists() and file_of(store, hash_of(b"made")).stat().st_ino == ino
     assert contents(store, hash_of(b"made")) == b"made"
@@ -117,7 +117,7 @@ def test_a_file_of_another_file_system_is_copied_and_removed(store: ContentStore
     name = b"/dev/shm/termite-test-%d" % os.getpid()
     with open(name, "wb") as file:
         file.write(b"far away")
-    store.adopt(name, hash_of(b"far away"))
+    store.adopt(name, hash_of(b"far away"), 8)
     assert not os.path.exists(name) and contents(store, hash_of(b"far away")) == b"far away"
 
 

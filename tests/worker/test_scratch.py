@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from termite.worker import scratch as module
-from termite.worker.scratch import Scratch, remove
+from termite.worker.scratch import Scratch, Sweeper
 
 MNT_DETACH = 2
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
@@ -45,14 +46,38 @@ def test_when_memory_is_short_tasks_go_to_disk_and_it_is_remembered(
     assert not scratch.place()[1]
 
 
-def test_a_task_directory_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
-    for name in ("bare", "full"):
+@pytest.fixture
+def sweeper() -> Iterator[Sweeper]:
+    program = Path(sys.executable).with_name("termite-mkbox")
+    sweeper = Sweeper(os.fsencode(program))
+    yield sweeper
+    sweeper.close()
+
+
+def test_a_task_directory_is_removed_whatever_is_in_it(sweeper: Sweeper, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    for name in ("bare", "full", "deep"):
         directory = tmp_path / name
         (directory / "u").mkdir(parents=True)
         (directory / "w" / "work" / "incompat" / "volatile").mkdir(parents=True)
         if name == "full":
             (directory / "u" / "d").mkdir()
             (directory / "u" / "d" / "f").write_text("x")
-        remove(os.fsencode(directory))
-        assert not directory.exists()
-    remove(os.fsencode(tmp_path / "nothing"))
+            (directory / "u" / "link").symlink_to(outside)
+            (directory / "u" / "d").chmod(0)
+        if name == "deep":
+            (directory / "u" / "/".join("d" * 300)).mkdir(parents=True)
+        sweeper.remove(os.fsencode(directory))
+    sweeper.remove(os.fsencode(tmp_path / "nothing"))
+    sweeper.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["outside"] and (outside / "kept").exists()
+
+
+def test_more_than_the_sweepers_socket_holds_is_removed_too(sweeper: Sweeper, tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / str(number)).mkdir()
+        sweeper.remove(os.fsencode(tmp_path / str(number)))
+    sweeper.close()
+    assert not list(tmp_path.iterdir())
