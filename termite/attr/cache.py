@@ -58,6 +58,7 @@ class Stale(NamedTuple):
 
     path: bytes
     what: What
+    was_dir: bool = False  # GONE only: other names went with it
 
 
 class AttrCache:
@@ -220,7 +221,7 @@ def staleness(path: bytes, old: FileAttr, new: FileAttr) -> Stale:
     if not old.exists():
         return Stale(path, What.NEW)
     if stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
-        return Stale(path, What.GONE)
+        return Stale(path, What.GONE, old.is_dir())
     if old.target != new.target:
         return Stale(path, What.TARGET)
     same = not old.is_regular() or (old.hash == new.hash != b"" and old.size == new.size)

@@ -68,19 +68,19 @@ class Forgetter:
         # All nodes first: after inval_entry a name leads elsewhere, and the kernel asks for the parent's
         # attributes again before it finds the next name in it.
         nodes: dict[bytes, Node] = {}
-        for path, what in stale:
+        for path, what, _ in stale:
             if what not in (What.NEW, What.GONE):
                 nodes[path] = self._find(path)
             if what not in (What.ATTRIBUTES, What.CONTENTS):
                 directory = paths.split(path)[0]
                 if directory not in nodes:
                     nodes[directory] = self._find(directory)
-        for path, what in stale:
+        for path, what, _ in stale:
             if what in (What.ATTRIBUTES, What.CONTENTS):
                 self._drop_node(nodes[path], what is What.CONTENTS)
             else:
                 self._drop_name(nodes[paths.split(path)[0]], paths.split(path)[1], what is What.GONE)
-        for path, what in stale:
+        for path, what, _ in stale:
             if what is What.TARGET:
                 self._drop_target(nodes[path], path)
 

@@ -51,6 +51,7 @@ class Reaped(NamedTuple):
     files: list[FileResult]  # in path order, parents first
     body: bytes  # the inlined contents, where `inline_at` says
     notes: list[str]  # what could not be carried, for the log
+    directories: list[bytes]  # in which something changed that were there before; relative to the root
 
 
 class _Found(NamedTuple):
@@ -130,6 +131,7 @@ class _Reaper:
         self._body: list[bytes] = []
         self._body_len = 0
         self._notes: list[str] = []
+        self._changed: list[bytes] = []  # directories
         self._links: dict[int, list[_Found]] = {}  # inode -> all its names
         self._taken: list[tuple[bytes, bytes, int, bool]] = []  # path, hash, size, is it recent: for the store
         self._limits = limits
@@ -148,7 +150,7 @@ class _Reaper:
         finally:
             os.close(self._top)
         self._files.sort(key=lambda file: file.path)  # a prefix sorts first: parents before children
-        return Reaped(self._files, b"".join(self._body), self._notes)
+        return Reaped(self._files, b"".join(self._body), self._notes, self._changed)
 
     # -- directories ------------------------------------------------------------------------------
 
@@ -158,7 +160,9 @@ class _Reaper:
         try:
             before = self._directory(fd, directory, inherited, mode)
             with os.scandir(fd) as entries:
-                found = list(entries)  # complete before anything is moved out
+                found = list(entries)
+            if found and before is not None:
+                self._changed.append(directory)
             for entry in found:
                 name = os.fsencode(entry.name)
                 child = None if before is None else paths.join(before, name)

@@ -202,6 +202,11 @@ class View:
         with self._lock:
             self._open.clear()
 
+    def seen(self, path: bytes) -> FileAttr | None:
+        """As `look`, but without asking, and not for the kernel: None if it is not known."""
+        attr = self.cache.lookup(path)
+        return None if attr is None else self._as_seen(attr) if attr.exists() else ABSENT
+
     # -- attributes ----------------------------------------------------------------------------
 
     def _find(self, path: bytes, answering: bool = False) -> FileAttr:
@@ -235,13 +240,13 @@ class View:
     def _forgotten(self, stale: list[Stale]) -> list[Stale]:
         """Drop what this view holds open of them; those of them that the kernel may hold."""
         for item in stale:
-            if item.what is What.CONTENTS:
+            if item.what in (What.CONTENTS, What.GONE):
                 with self._lock:
                     self._open.pop(item.path, None)
-            elif item.what is What.GONE and self._open:
+            if item.was_dir and self._open:
                 inside = item.path + b"/"
                 with self._lock:
-                    for path in [path for path in self._open if path == item.path or path.startswith(inside)]:
+                    for path in [path for path in self._open if path.startswith(inside)]:
                         del self._open[path]
         return [item for item in stale if item.path in self.asked]
 

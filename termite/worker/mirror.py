@@ -67,6 +67,7 @@ from termite.worker import control
 from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
 from termite.worker.contents import QUESTION_LIMIT_S, Contents
+from termite.worker.habits import Habits
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
@@ -115,6 +116,7 @@ class Mirror:
         self.draining = ""  # why no new tasks are taken; empty: they are
         self.contents = Contents(self._store, self._tell_daemon)
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
+        self._habits = Habits()
         self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
@@ -309,6 +311,7 @@ class Mirror:
             log.warning("task %d: %s", run.task, e)
             raise
         self._keep_large(reply)
+        self._habits.note(run.cwd, reaped.directories)
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
         self.done += 1
@@ -336,12 +339,22 @@ class Mirror:
             run,
             self._place,
             directory,
-            self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755),
+            self._root_attr(),
+            self._habits.expected(run.cwd, self._seen),
             lambda message, body: self.conn.call(message, body=body, timeout_s=None),
             partial(self._ask_stdin, run.task),
             skip,
         )
         return task, on_disk
+
+    def _root_attr(self) -> FileAttr:
+        """How the writable root looks; it belongs to the task."""
+        known = self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755)
+        return msgspec.structs.replace(known, uid=self.start.uid, gid=self.start.gid)
+
+    def _seen(self, directory: bytes) -> FileAttr | None:
+        assert self._view is not None
+        return self._view.seen(paths.join(self._root, directory))
 
     async def _run_task(self, task: TaskRun) -> tuple[Reply, Reaped]:
         number = task.request.task

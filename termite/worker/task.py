@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from termite.attr.fileattr import FileAttr
@@ -129,6 +129,7 @@ class TaskPlace:
 class TaskRun:
     """One run; `run` may be called once.
 
+    `expected`: directories that the command will probably change, from `Habits`.
     `skip`: bytes of stdout and stderr (by number) that an earlier run of the same task has sent.
     """
 
@@ -138,6 +139,7 @@ class TaskRun:
         place: TaskPlace,
         directory: bytes,
         root_attr: FileAttr,
+        expected: Sequence[tuple[bytes, FileAttr]],
         send: Send,
         stdin: Stdin,
         skip: list[int],
@@ -148,7 +150,7 @@ class TaskRun:
         self.started = time.monotonic()
         self._place = place
         self.directory = directory
-        self._root_attr = root_attr
+        self._looks = [(b"u", root_attr), *((b"u/" + path, attr) for path, attr in expected)]
         self._send = send
         self._stdin = stdin
         self._skip = skip
@@ -193,15 +195,17 @@ class TaskRun:
     # -- before ----------------------------------------------------------------------------------------
 
     def _make_directory(self) -> None:
-        """The overlay's directories; the upper one stands for the writable root, so it looks like it."""
-        upper = os.path.join(self.directory, b"u")
+        """The overlay's directories; in the upper one each looks like what it stands for."""
         try:
             os.mkdir(self.directory, 0o755)
-            os.mkdir(upper, 0o755)
             os.mkdir(os.path.join(self.directory, b"w"), 0o755)
-            os.chown(upper, self._place.uid, self._place.gid)
-            os.chmod(upper, stat.S_IMODE(self._root_attr.mode))
-            os.utime(upper, ns=(self._root_attr.mtime_ns, self._root_attr.mtime_ns))
+            for name, _ in self._looks:
+                os.mkdir(os.path.join(self.directory, name), 0o755)
+            for name, attr in reversed(self._looks):  # making a child changes its parent's time
+                path = os.path.join(self.directory, name)
+                os.chown(path, attr.uid, attr.gid)
+                os.chmod(path, stat.S_IMODE(attr.mode))
+                os.utime(path, ns=(attr.mtime_ns, attr.mtime_ns))
         except OSError as e:
             raise BoxError(f"cannot make a task directory in {os.fsdecode(self.directory)}: {e.strerror}") from e
 

@@ -105,13 +105,13 @@ def test_news_that_is_none_makes_nothing_stale(cache: AttrCache) -> None:
 
 
 def test_a_removed_directory_takes_everything_below_with_it(cache: AttrCache) -> None:
-    assert told(cache, (b"d", ABSENT)) == [Stale(b"d", What.GONE)]
+    assert told(cache, (b"d", ABSENT)) == [Stale(b"d", What.GONE, was_dir=True)]
     assert cache.lookup(b"d/sub/g") is ABSENT
     assert not cache.knows(b"d") and not cache.knows(b"d/sub")
 
 
 def test_a_directory_replaced_by_a_file_and_back_is_unknown_again(cache: AttrCache) -> None:
-    assert told(cache, (b"d", a_file())) == [Stale(b"d", What.GONE)]
+    assert told(cache, (b"d", a_file())) == [Stale(b"d", What.GONE, was_dir=True)]
     assert cache.lookup(b"d/f") is ABSENT
     assert told(cache, (b"d", DIR)) == [Stale(b"d", What.GONE)]
     assert cache.lookup(b"d/f") is None, "a new directory must be asked for"
@@ -143,7 +143,7 @@ def test_a_subtree_whose_parents_are_unknown_is_dropped_all_the_same() -> None:
 
 
 def test_a_listing_that_says_no_directory_removes_it_from_its_parent(cache: AttrCache) -> None:
-    assert cache.put_listing(b"d/sub", NO_DIRECTORY) == [Stale(b"d/sub", What.GONE)]
+    assert cache.put_listing(b"d/sub", NO_DIRECTORY) == [Stale(b"d/sub", What.GONE, was_dir=True)]
     cache.check()
     assert cache.lookup(b"d/sub") is ABSENT and cache.lookup(b"d/sub/g") is ABSENT
 
@@ -168,7 +168,7 @@ def test_a_parent_that_comes_late_overrules_its_children() -> None:
 def test_a_second_listing_returns_the_difference(cache: AttrCache) -> None:
     stale = cache.put_listing(b"d", listing(sub=a_file(), new=a_file()))
     cache.check()
-    assert dict(stale) == {b"d/f": What.GONE, b"d/new": What.NEW, b"d/sub": What.GONE}
+    assert {item.path: item.what for item in stale} == {b"d/f": What.GONE, b"d/new": What.NEW, b"d/sub": What.GONE}
     assert not cache.knows(b"d/sub")
 
 

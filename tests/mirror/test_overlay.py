@@ -84,7 +84,7 @@ def one(reaped: Reaped) -> FileResult:
 
 
 def test_an_untouched_upper_directory_gives_nothing(upper: Upper) -> None:
-    assert upper.reap() == Reaped([], b"", [])
+    assert upper.reap() == Reaped([], b"", [], [])
 
 
 def test_a_new_file_is_inlined_and_moves_into_the_store(upper: Upper) -> None:

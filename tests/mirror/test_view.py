@@ -218,7 +218,7 @@ def test_listing_news_found_while_asking_is_reported(master: FakeMaster) -> None
     master.view.getattr(b"d/sub")
     master.remove(b"d/sub")
     assert master.view.look(b"d/sub/x") is ABSENT
-    assert master.noticed == [Stale(b"d/sub", What.GONE)]
+    assert master.noticed == [Stale(b"d/sub", What.GONE, was_dir=True)]
 
 
 # -- files that change while they are served ------------------------------------------------------
