@@ -133,6 +133,7 @@ class Dispatcher:
         log.warning("task %d: lost on %s: %s", task.id, link.name, error)
         if not isinstance(error, PeerLost):
             link.abort(str(error))
+        self._on_lost(link, str(error))  # before the task looks for a worker again
         if task.stdin_read:
             raise NoWorker(f"worker {link.name} was lost after the command had read its stdin: {error}")
         task.failures += 1
@@ -274,6 +275,9 @@ class Dispatcher:
             self.kick()
 
     def _on_lost(self, link: MirrorLink, reason: str) -> None:
+        """Told by the link itself, and by each task that was lost with it: the first counts."""
+        if link not in self._hearing:
+            return
         self._hearing.discard(link)
         self._served_before += link.bytes_served
         if self.on_closed is not None:

@@ -18,7 +18,6 @@ import shutil
 import socket
 import stat
 import sys
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -28,7 +27,7 @@ import msgspec
 from termite import paths
 from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
-from termite.errors import BoxError, Canceled, Leaving, Refused, StoreError, TermiteError, WireError
+from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
 from termite.logs import start_logging
 from termite.loop import loop_factory
 from termite.mirror.box import BoxPlan
@@ -47,7 +46,6 @@ from termite.wire.messages import (
     Draining,
     Failure,
     Fetch,
-    Fetched,
     Granted,
     Message,
     MirrorOpened,
@@ -62,7 +60,7 @@ from termite.wire.messages import (
     Want,
     WantStdin,
 )
-from termite.wire.rpc import Connection, FileBody, Reply, Result
+from termite.wire.rpc import Connection, Reply, Result
 from termite.worker import control
 from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
@@ -71,13 +69,12 @@ from termite.worker.habits import Habits
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
+from termite.worker.results import LargeResults
 from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, Sweeper
+from termite.worker.slots import Turns
 from termite.worker.task import TaskPlace, TaskRun
 
 log = logging.getLogger(__name__)
-
-RESULT_KEPT_S = 120.0
-"""How long a large result waits for the master to fetch it."""
 
 QUIET_S = 3.0
 """A draining mirror without tasks waits this long for its master to close the connection, then does so itself."""
@@ -91,7 +88,7 @@ class Mirror:
 
     def __init__(self, start: control.Start, control_socket: socket.socket, net_fd: int) -> None:
         self.start = start
-        self.granted = 0
+        self.turns = Turns()
         self.done = 0
         self.timings = Timings()
         self._reporter = Reporter(self.report, self._tell_daemon)
@@ -111,13 +108,10 @@ class Mirror:
         self._sampler: asyncio.TimerHandle | None = None
         self._root = b""
         self._tasks: dict[int, TaskRun] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._running = 0
-        self.draining = ""  # why no new tasks are taken; empty: they are
         self.contents = Contents(self._store, self._tell_daemon)
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
         self._habits = Habits()
-        self._results: dict[bytes, int] = {}  # hash -> fd of a large result not fetched yet
+        self._results = LargeResults(self._store)
         self._notifier = ThreadPoolExecutor(1, "notify")
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
         self._sweeper: Sweeper | None = None
@@ -140,7 +134,7 @@ class Mirror:
                     task.cancel()
                 return Ok()
             case Fetch():
-                return self._fetch(message)
+                return self._results.fetch(message)
             case Want():
                 self._tell_daemon(control.Wants(message.jobs, ""))
                 return Ok()
@@ -192,7 +186,7 @@ class Mirror:
         self._tell_daemon(control.Wants(message.jobs, message.master))
         self._reporter.start()
         log.info("mirror of %s is mounted", message.master)
-        return MirrorOpened(name=self.start.name, jobs=self.granted, arch=self.start.arch)
+        return MirrorOpened(name=self.start.name, jobs=self.turns.granted, arch=self.start.arch)
 
     async def _make_template(self) -> None:
         assert self._plan is not None and self._boxes is not None
@@ -302,15 +296,20 @@ class Mirror:
         with self.timings.measure("news"):
             await self._forget(run.changes, stale)
         try:
-            await self._timed_slot()
+            with self.timings.measure("wait for a slot"):
+                await self.turns.take()
             try:
                 reply, reaped = await self._run_in_box(run)
             finally:
-                self._leave_slot()
+                self.turns.give_back()
         except (BoxError, Canceled, StoreError) as e:
             log.warning("task %d: %s", run.task, e)
             raise
-        self._keep_large(reply)
+        assert isinstance(reply.message, Done)
+        self._results.keep(reply.message)
+        self._result_bytes += sum(
+            file.attr.size for file in reply.message.files if file.attr.hash and not file.kept and not file.link_to
+        )
         self._habits.note(run.cwd, reaped.directories)
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
@@ -396,36 +395,6 @@ class Mirror:
             attr = self._cache.lookup(path)
         return attr if attr is not None else ABSENT
 
-    async def _timed_slot(self) -> None:
-        with self.timings.measure("wait for a slot"):
-            await self._slot()
-
-    async def _slot(self) -> None:
-        if self.draining:
-            raise Leaving(self.draining)
-        if self._running < self.granted and not self._waiting:
-            self._running += 1
-            return
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave_slot()  # it came in the same moment
-            raise
-
-    def _leave_slot(self) -> None:
-        self._running -= 1
-        self._hand_out_slots()
-
-    def _hand_out_slots(self) -> None:
-        while self._waiting and self._running < self.granted:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._running += 1
-                turn.set_result(None)
-
     # -- leaving ---------------------------------------------------------------------------------------
 
     def drain(self, reason: str, again: bool = False) -> None:
@@ -433,20 +402,16 @@ class Mirror:
 
         `again`: only this mirror ends, and the master may open another one at once.
         """
-        if self.draining and again:
+        if self.turns.closed and again:
             return
-        self.draining = reason
         log.info("no new tasks: %s", reason)
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(Leaving(reason))
+        self.turns.close(reason)
         self.conn.notify(Draining(reason, again))
         self._loop.call_later(QUIET_S, self._end_if_quiet)
 
     def _end_if_quiet(self) -> None:
         """For a master that does not close by itself."""
-        if self._running or self._results:
+        if self.turns.running or self._results:
             self._loop.call_later(QUIET_S, self._end_if_quiet)
         else:
             self.ended.set()
@@ -458,36 +423,6 @@ class Mirror:
             self.drain(f"{self.done} tasks were run here, a fresh mirror takes over", again=True)
         elif start.heap_bytes and self.done >= TASKS_BETWEEN_ENDS and (used := memory_used()) > start.heap_bytes:
             self.drain(f"the mirror takes {used >> 20} MB of memory, a fresh one takes over", again=True)
-
-    # -- results ---------------------------------------------------------------------------------------
-
-    def _keep_large(self, reply: Reply) -> None:
-        """Holds large results open until they are fetched, whatever the store's bound says."""
-        done = reply.message
-        assert isinstance(done, Done)
-        self._result_bytes += sum(f.attr.size for f in done.files if f.attr.hash and not f.kept and not f.link_to)
-        for result in done.files:
-            if result.inline_at < 0 and result.attr.hash and not result.kept and result.attr.hash not in self._results:
-                with contextlib.suppress(KeyError):
-                    self._results[result.attr.hash] = self._store.open(result.attr.hash)
-                    self._loop.call_later(RESULT_KEPT_S, self._drop_result, result.attr.hash)
-
-    def _drop_result(self, digest: bytes) -> None:
-        fd = self._results.pop(digest, -1)
-        if fd >= 0:
-            os.close(fd)
-
-    def _fetch(self, message: Fetch) -> Result:
-        held = self._results.get(message.hash)
-        try:
-            fd = os.dup(held) if held is not None else self._store.open(message.hash)
-        except KeyError:
-            return Failure("Refused", f"contents {message.hash.hex()[:16]} are not in this worker's store")
-        size = os.fstat(fd).st_size
-        if message.offset > size:
-            os.close(fd)
-            return Failure("Refused", "the offset lies behind the end")
-        return Reply(Fetched(size), FileBody(fd, message.offset, size - message.offset))
 
     # -- the daemon --------------------------------------------------------------------------------------
 
@@ -508,8 +443,7 @@ class Mirror:
             return
         message = control.decode(packet)
         if isinstance(message, control.Grant):
-            self.granted = message.jobs
-            self._hand_out_slots()
+            self.turns.grant(message.jobs)
             self.conn.notify(Granted(message.jobs))
         elif isinstance(message, control.Drain):
             self.drain(message.reason)
@@ -523,8 +457,8 @@ class Mirror:
         counters = self._view.counters.as_dict() if self._view is not None else {}
         return msgspec.json.encode(
             {
-                "granted": self.granted,
-                "running": self._running,
+                "granted": self.turns.granted,
+                "running": self.turns.running,
                 "done": self.done,
                 "fuse": counters,
                 "bytes": self.contents.as_dict(),
@@ -534,9 +468,9 @@ class Mirror:
     def report(self) -> MirrorReport:
         """For the pages."""
         return MirrorReport(
-            granted=self.granted,
-            running=self._running,
-            waiting=sum(not turn.done() for turn in self._waiting),
+            granted=self.turns.granted,
+            running=self.turns.running,
+            waiting=self.turns.waiting,
             done=self.done,
             tasks=task_reports(self._tasks.items()),
             phases=self.timings.phases(),
@@ -560,8 +494,7 @@ class Mirror:
         self._notifier.shutdown(wait=False, cancel_futures=True)
         if self._mount is not None:
             await asyncio.to_thread(self._mount.stop)
-        for digest in list(self._results):
-            self._drop_result(digest)
+        self._results.close()
         await asyncio.to_thread(self._clear_up)
 
     def _clear_up(self) -> None:

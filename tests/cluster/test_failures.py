@@ -56,6 +56,22 @@ def test_a_worker_that_is_killed_costs_only_time(farm: Farm) -> None:
     farm.worker(1)
 
 
+def test_a_mirror_that_is_killed_is_replaced_by_its_only_worker(farm: Farm) -> None:
+    farm.coordinator()
+    worker = farm.worker(4)
+    root = slow_project(farm)
+    farm.master(root, "-fallback=fail")
+    process = start_make(farm, root, "-j8")
+    wait_for("some results", lambda: len(list(root.glob("o*"))) >= 2)
+    mirror = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()[0]
+    os.kill(int(mirror), signal.SIGKILL)
+    status, text = finish(process)
+    assert status == 0, text
+    expect_whole(root)
+    again = [line for line in text.splitlines() if "trying again elsewhere" in line]
+    assert 1 <= len(again) <= 8 and len(set(again)) == len(again), "each command was lost once"
+
+
 def test_both_workers_killed_means_a_local_build_and_one_line_that_says_so(farm: Farm) -> None:
     farm.coordinator()
     workers = [farm.worker(2), farm.worker(2)]
@@ -280,7 +296,7 @@ def test_a_broken_rule_file_is_refused_with_file_and_reason(farm: Farm, text: st
     assert ".termite-localrc" in line
 
 
-def test_a_missing_dev_fuse_or_permission_is_told_with_the_remedy(farm: Farm) -> None:
+def test_a_missing_dev_fuse_libfuse_or_permission_is_told_with_the_remedy(farm: Farm) -> None:
     worker = [PROGRAMS / "termite-worker", "-secret", str(farm.secret), "-coordinator", "h:1", "-tmpdir", str(farm.tmp),
               "-cachedir", str(farm.dir / "c"), "-port", "0"]  # fmt: skip
     hidden = subprocess.run(
@@ -288,6 +304,13 @@ def test_a_missing_dev_fuse_or_permission_is_told_with_the_remedy(farm: Farm) ->
         env=farm.env, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert "/dev/fuse" in hidden.stderr and len(hidden.stderr.strip().splitlines()) == 1, hidden.stderr
+    known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    library = next(line.split()[-1] for line in known.splitlines() if line.split()[0] == "libfuse.so.2")
+    without = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'mount --bind /dev/null {library} && exec "$@"', "sh", *worker],
+        env=farm.env, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert without.stderr.strip() == "termite-worker: libfuse 2 is missing: apt-get install libfuse2", without.stderr
     powerless = subprocess.run(
         ["setpriv", "--bounding-set", "-sys_admin", *worker],
         env=farm.env,
