@@ -12,7 +12,7 @@ import stat
 import msgspec
 
 
-class FileAttr(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class FileAttr(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """One name in one directory.  Times are nanoseconds since the epoch, sizes are bytes."""
 
     mode: int  # st_mode, file type included; 0: the name does not exist
@@ -45,7 +45,7 @@ ABSENT = FileAttr(mode=0)
 """The answer for a name that does not exist."""
 
 
-class Signature(msgspec.Struct, frozen=True):
+class Signature(msgspec.Struct, frozen=True, gc=False):
     """Changes whenever a file's contents, mode or identity change (short of a rewound clock)."""
 
     mode: int

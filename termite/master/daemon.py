@@ -19,6 +19,7 @@ from functools import partial
 import msgspec
 
 from termite import paths
+from termite.attr.fingerprint import fingerprints
 from termite.command.localrc import RulesFile
 from termite.errors import NoWorker, UsageError
 from termite.master.builds import ANSWERED, REMOTE
@@ -366,7 +367,8 @@ class Master:
         found = 0
         self._hidden.clear()
         try:
-            for changes in self.export.refresh_steps():
+            prints = await asyncio.to_thread(fingerprints, list(self.export.listed))
+            for changes in self.export.refresh_steps(prints):
                 found += len(changes)
                 self.dispatcher.tell_mirrors(changes)
                 if time.monotonic() - pause_at > _STEP_S:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
+from termite.attr.fingerprint import Fingerprint
 from termite.errors import PathError, PrivateError, Refused
 from termite.master.hashes import Hashes, hash_file
 from termite.master.staging import TEMP_PREFIX
@@ -57,6 +58,7 @@ class Export:
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
+        self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
         self.hashes = Hashes(self.roots if xattrs else ())
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
@@ -259,16 +261,26 @@ class Export:
                 self.hashes.forget(child)
         del self.listed[path]
         self._dir_attrs.pop(path, None)
+        self._prints.pop(path, None)
 
-    def refresh_steps(self) -> Iterator[list[Change]]:
+    def refresh_steps(self, prints: Mapping[bytes, Fingerprint] | None = None) -> Iterator[list[Change]]:
         """Compares everything told with the disk, one directory per step; yields each step's changes.
 
-        Between two steps the caller may let the event loop run.
+        Between two steps the caller may let the event loop run.  `prints` were taken since the refresh
+        began: a directory whose fingerprint is what it was has not changed.
         """
         for path in sorted(self.listed):
             if path not in self.listed:
                 continue  # dropped by an earlier step
-            yield self._refresh_directory(path)
+            found = prints.get(path) if prints is not None else None
+            if found is not None and self._prints.get(path) == found.value:
+                continue
+            changes = self._refresh_directory(path)
+            if found is not None and found.is_settled and path in self.listed:
+                self._prints[path] = found.value
+            else:
+                self._prints.pop(path, None)
+            yield changes
 
     def _refresh_directory(self, path: bytes) -> list[Change]:
         told = self.listed[path]

@@ -29,7 +29,7 @@ from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
 from termite.logs import start_logging
-from termite.loop import loop_factory
+from termite.loop import loop_factory, settle_memory
 from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount
 from termite.mirror.overlay import Reaped
@@ -546,6 +546,7 @@ def main() -> None:
     name = os.path.basename(start.directory).decode()
     start_logging(start.logfile, start.log_level <= logging.DEBUG, prefix=f"{name} ")
     try:
+        settle_memory()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(start, connection, control_socket, int(sys.argv[3])))
     except TermiteError as e:

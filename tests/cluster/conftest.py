@@ -11,6 +11,19 @@ import pytest
 
 from tests.cluster.farm import Farm
 
+OVER_SSH = {"test_commands", "test_peers", "test_races", "test_rules", "test_worker_life"}
+"""Modules that run twice: the second time the farm's secret is an SSH key."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in OVER_SSH and "over_ssh" in metafunc.fixturenames:
+        metafunc.parametrize("over_ssh", [False, True], ids=["secret", "ssh"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def over_ssh(request: pytest.FixtureRequest) -> bool:
+    return bool(getattr(request, "param", False))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -19,17 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
+def farm(over_ssh: bool) -> Iterator[Farm]:
     """An empty farm: the test starts what it needs."""
-    farm = Farm()
+    farm = Farm(ssh=over_ssh)
     yield farm
     farm.close()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Farm]:
+def cluster(over_ssh: bool) -> Iterator[Farm]:
     """A coordinator and two workers, shared by the tests of one module."""
-    farm = Farm()
+    farm = Farm(ssh=over_ssh)
     farm.coordinator()
     farm.worker(2)
     farm.worker(2)

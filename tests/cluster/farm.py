@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+
 PROGRAMS = Path(os.environ.get("TERMITE_BIN", Path(sys.executable).parent))
 START_LIMIT_S = 30.0
 
@@ -68,15 +71,30 @@ class Program:
             raise AssertionError(f"{self.name} did not stop within {limit_s} s:\n{self.log()}") from None
 
 
+def write_ssh_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> None:
+    """A fresh SSH private key, as ssh-keygen would write it."""
+    key = {
+        "ed25519": lambda: ed25519.Ed25519PrivateKey.generate(),
+        "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "rsa": lambda: rsa.generate_private_key(65537, 3072),
+    }[kind]()
+    lock = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    path.unlink(missing_ok=True)
+    path.touch(0o600)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, lock))
+
+
 class Farm:
     """A directory with a secret, a coordinator, workers and masters."""
 
-    def __init__(self, base: str = "/srv") -> None:
+    def __init__(self, base: str = "/srv", ssh: bool = False) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix=f"termite-test-{os.getpid()}-", dir=base))
         self.dir.chmod(0o755)
         self.secret = self.dir / "key"
         self.secret.touch(0o600)
         self.secret.write_text("a secret for tests only\n")
+        if ssh:
+            write_ssh_key(self.secret)
         self.tmp = self.dir / "tmp"
         self.tmp.mkdir()
         self.programs: list[Program] = []

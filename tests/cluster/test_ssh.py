@@ -1,37 +1,22 @@
-"""The whole farm inside SSH, when the secret is an SSH private key."""
+"""The whole farm inside SSH, when the secret is an SSH private key of any kind; see also OVER_SSH in conftest.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from tests.cluster.farm import Farm
+from tests.cluster.farm import Farm, write_ssh_key
 
 PASSPHRASE = "open sesame"
 MAKEFILE = "all: p\n\t./p > out\np: a.o b.o\n\tgcc -o $@ $^\n%.o: %.c\n\tgcc -c -o $@ $<\nbig:\n\thead -c 30000000 /dev/urandom > big\n"
 
 
-def write_key(path: Path, kind: str) -> None:
-    key = {
-        "ed25519": lambda: ed25519.Ed25519PrivateKey.generate(),
-        "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
-        "rsa": lambda: rsa.generate_private_key(65537, 3072),
-        "passphrase": lambda: ed25519.Ed25519PrivateKey.generate(),
-    }[kind]()
-    lock = BestAvailableEncryption(PASSPHRASE.encode()) if kind == "passphrase" else NoEncryption()
-    path.unlink(missing_ok=True)
-    path.touch(0o600)
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, lock))
-
-
 @pytest.fixture(params=["ed25519", "ecdsa", "rsa", "passphrase"])
 def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     farm = Farm()
-    write_key(farm.secret, request.param)
+    locked = request.param == "passphrase"
+    write_ssh_key(farm.secret, "ed25519" if locked else request.param, PASSPHRASE if locked else "")
     farm.env["TERMITE_SSH_PASSPHRASE"] = PASSPHRASE
     yield farm
     farm.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from termite import paths
+from termite.attr import fingerprint
+from termite.attr.fingerprint import fingerprints
 from termite.errors import PathError, PrivateError
 from termite.master.export import Export, read_and_hash
 from termite.master.hashes import hash_file
@@ -181,3 +183,35 @@ def test_hashing_reads_the_whole_file_and_leaves_its_offset(root: Path) -> None:
     with open(root / "f", "rb") as f:
         assert hash_file(f.fileno()) == hashlib.sha256(data).digest()
         assert f.tell() == 0
+
+
+def by_fingerprint(export: Export) -> tuple[dict[bytes, Change], int]:
+    """A refresh as the daemon does it: what changed, and how many directories were looked at name by name."""
+    steps = list(export.refresh_steps(fingerprints(list(export.listed))))
+    return {change.path: change for step in steps for change in step}, len(steps)
+
+
+def test_a_refresh_looks_only_into_directories_whose_fingerprint_changed(
+    export: Export, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SETTLED_NS", -1_000_000_000)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        (root / name / "f").write_text("1")
+        export.read_dir(rel(root / name))
+    assert by_fingerprint(export) == ({}, 2)
+    assert by_fingerprint(export) == ({}, 0)
+    (root / "a" / "f").write_text("2")
+    changes, looked_at = by_fingerprint(export)
+    assert (list(changes), looked_at) == ([rel(root / "a" / "f")], 1)
+    assert by_fingerprint(export) == ({}, 0)
+    (root / "b" / "f").unlink()
+    (root / "b").rmdir()
+    changes, _ = by_fingerprint(export)
+    assert not changes[rel(root / "b")].attr.exists()
+
+
+def test_a_directory_that_may_still_change_unseen_is_looked_at_again(export: Export, root: Path) -> None:
+    (root / "f").write_text("1")
+    export.read_dir(rel(root))
+    assert [by_fingerprint(export)[1] for _ in range(3)] == [1, 1, 1]
