@@ -1,0 +1,139 @@
+"""Which projects `bin/compat` builds, what each needs from Debian, and how its tree is laid out.
+
+TREE/source    the source package, configured
+TREE/build     where an out-of-tree build happens
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from projects import CHECKOUT, LIMIT_S, PROJECTS, Project, unpack
+
+from termite.errors import TermiteError
+
+LLVM_OFF = "ZLIB TERMINFO LIBXML2 LIBEDIT LIBPFM"
+LLVM_WITHOUT = "TESTS EXAMPLES BENCHMARKS DOCS"
+GUILE_NEEDS = ["pkg-config", "libffi-dev", "libgc-dev", "libgmp-dev", "libltdl-dev", "libunistring-dev"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One name on the command line."""
+
+    project: Project
+    packages: list[str] = field(default_factory=list)  # beyond those of `bin/setup -tests`
+    outside: bool = False  # its build directory stands beside its sources
+    rules: str = ""  # patches/NAME.termite-localrc, used with -rules; empty: there is none for it
+    unordered: frozenset[str] = frozenset()  # names in TREE whose contents hang on an order that no rule of make sets
+
+    def root(self, tree: Path) -> Path:
+        """Where make runs and the master serves."""
+        return tree / ("build" if self.outside else "source")
+
+    def master_flags(self) -> list[str]:
+        return ["-sourcedir", "../source"] if self.outside else []
+
+
+def _llvm() -> str:
+    """Only what `llvm-tblgen` is made of: the package holds far more."""
+    options = [f"-DLLVM_ENABLE_{name}=OFF" for name in LLVM_OFF.split()]
+    options += [f"-DLLVM_INCLUDE_{name}=OFF" for name in LLVM_WITHOUT.split()]
+    return (
+        "find . -mindepth 1 -maxdepth 1 ! -name llvm ! -name debian -exec rm -rf {} + && "
+        "rm -rf llvm/test llvm/unittests llvm/docs && cmake -S llvm -B build -G 'Unix Makefiles' "
+        f"-DCMAKE_BUILD_TYPE=Release -DLLVM_TARGETS_TO_BUILD=X86 {' '.join(options)}"
+    )
+
+
+MAKE = PROJECTS["make"]
+GUILE = Project("guile-3.0", "3.0", "./configure --disable-error-on-warning", "libguile/eval.h", upstream=True)
+EMACS = Project(
+    package="emacs",
+    version="28",
+    # Without manuals, which would need makeinfo: configure takes the file for prebuilt ones.
+    configure="mkdir info && touch info/emacs.info && ./autogen.sh autoconf && ./configure --without-all --without-x",
+    header="src/lisp.h",
+    make=["lisp"],  # and before it all that it needs: lib, lib-src, src
+)
+# Compiled by plain make, it is one thing if eieio-core.elc is there already, another if not; both are compiled at once.
+EMACS_UNORDERED = frozenset({"source/lisp/emacs-lisp/eieio-custom.elc"})
+LLVM = Project(
+    package="llvm-toolchain-13",  # the smallest that Debian 12 has
+    version="13",
+    configure=_llvm(),
+    header="llvm/include/llvm/ADT/StringRef.h",
+    make=["-C", "build", "llvm-tblgen"],
+    upstream=True,
+)
+
+
+def _outside(project: Project) -> Project:
+    beside = "mkdir ../build && cd ../build && ../source/configure"
+    return replace(project, configure=project.configure.replace("./configure", beside))
+
+
+SUBJECTS = {
+    "lua": Subject(PROJECTS["lua"]),
+    "make": Subject(MAKE),
+    "make-outside": Subject(_outside(MAKE), outside=True),
+    "coreutils": Subject(PROJECTS["coreutils"]),
+    "guile": Subject(GUILE, GUILE_NEEDS, rules="guile"),
+    "guile-outside": Subject(_outside(GUILE), GUILE_NEEDS, outside=True, rules="guile"),
+    "emacs": Subject(EMACS, ["libncurses-dev"], rules="emacs", unordered=EMACS_UNORDERED),
+    "llvm-tblgen": Subject(LLVM, rules="llvm"),
+}
+
+
+def install(packages: list[str]) -> None:
+    """By apt-get, those that are missing."""
+    missing = [p for p in packages if not _is_installed(p)]
+    if not missing:
+        return
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
+        try:
+            done = subprocess.run(
+                ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT_S,
+                check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise TermiteError(f"cannot install {' '.join(missing)}: {e}") from None
+        # Old lists may still do.
+        if done.returncode and command[0] == "install":
+            words = done.stdout.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
+            raise TermiteError(f"apt-get install {' '.join(missing)} failed: {words[-1]}")
+
+
+def _is_installed(package: str) -> bool:
+    query = ["dpkg-query", "-W", "-f", "${Status}", package]
+    shown = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=False).stdout
+    return shown.endswith(b" installed")
+
+
+def prepare(subject: Subject, tree: Path, rules: bool) -> str:
+    """Unpacks and configures below `tree`, which does not exist yet; the version, as Debian counts."""
+    install(subject.packages)
+    package = subject.project.package
+    try:
+        unpack(subject.project, tree / "source")
+    except subprocess.CalledProcessError as e:
+        raise TermiteError(f"bin/debian-source could not get {package} (status {e.returncode}); see above") from None
+    except subprocess.TimeoutExpired as e:
+        raise TermiteError(f"unpacking or configuring {package} took more than {e.timeout:.0f} s") from None
+    except SystemExit as e:
+        raise TermiteError(str(e.code)) from None
+    if rules:
+        file = CHECKOUT / "patches" / f"{subject.rules}.termite-localrc"
+        shutil.copyfile(file, subject.root(tree) / ".termite-localrc")
+    return _version(tree / "source" / "debian/changelog")
+
+
+def _version(changelog: Path) -> str:
+    with open(changelog, encoding="utf-8") as file:
+        found = re.match(r"\S+ \((?:\d+:)?([^)]+)\)", file.readline())
+    return found[1] if found else "?"
