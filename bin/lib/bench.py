@@ -1,226 +1,213 @@
-"""Times builds and no-op commands through termite beside the same with plain make, interleaved, on this machine.
+"""Times termite beside plain make, distcc and icecc, interleaved on this machine, and says what is to be reached.
 
-Medians and ratios; this machine runs coordinator, one worker with two jobs, and master.
+Each part is a module of its own (`bench_overhead.py`, ...) that returns plain figures; `bench_report.py` makes tables
+of them, `bench_plots.py` plots.  A part that this machine does not permit is left out with a line that says why.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from projects import LIMIT_S, PROJECTS, clean_environment, copy_tree, reset, unpack
-from rich.console import Console
-from rich.table import Table
+import bench_report as report
+from bench_common import Skipped, children_of, console, cpu_s, farm, say, timed
+from bench_dispatch import dispatch
+from bench_growth import growth
+from bench_memory import memory
+from bench_overhead import ALL_PROJECTS, overhead
+from bench_page import PartOfPage, page
+from bench_peers import version_of
+from bench_plots import dispatch_plots, overhead_plots, scale_plots
+from bench_refresh import refresh
+from bench_scale import scale
 
+from termite import __version__
 from termite.cli.flags import Flags, HelpWanted
-from termite.cli.session import OwnDaemons, program
-from termite.errors import TermiteError
+from termite.errors import TermiteError, UsageError
 
-console = Console()
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+__all__ = ["children_of", "cpu_s", "farm", "main", "timed"]
 
-
-@contextmanager
-def farm(root: Path, jobs: int) -> Iterator[OwnDaemons]:
-    daemons = OwnDaemons()
-    try:
-        daemons.start_coordinator()
-        daemons.start_worker(jobs)
-        daemons.start_master(root, jobs, "-fallback=fail")
-        yield daemons
-    finally:
-        daemons.stop()
+PARTS = ["overhead", "dispatch", "scale", "refresh", "memory"]
+_ENDED = 130
 
 
-def timed(command: list[str], directory: Path) -> tuple[float, float]:
-    """(wall seconds, CPU seconds of the command and its children) of one build."""
-    environment = clean_environment()
-    environment["PATH"] += f":{Path(program('termite-make')).parent}"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
-    wall = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise TermiteError(f"{' '.join(command)} failed:\n{done.stdout.decode(errors='replace')[-2000:]}")
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything is run."""
+
+    projects: tuple[str, ...]
+    rounds: int  # builds of each kind, and refreshes
+    commands: int  # that do nothing
+    workers: tuple[int, ...]
+    compiling_workers: tuple[int, ...]
+    per_worker: int  # commands for each of them
+    files: int  # of a large project
+    many_commands: int
+    growing: tuple[int, ...]  # files
 
 
-@dataclass
-class Overhead:
-    project: str
-    plain_s: list[float]
-    termite_s: list[float]
-    first_s: float  # the first build, on an empty worker
-
-    def ratio(self) -> float:
-        return statistics.median(self.termite_s) / statistics.median(self.plain_s)
+FULL = Sizes(
+    tuple(ALL_PROJECTS), 3, 2000, (1, 2, 4, 8, 16), (8,), 8, 100_000, 10_000, (1_000, 10_000, 100_000)
+)  # fmt: skip
+QUICK = Sizes(("lua",), 1, 200, (1, 4), (4,), 3, 10_000, 1_000, (1_000, 10_000))
 
 
-def overhead(name: str, work: Path, rounds: int) -> Overhead:
-    """One project, built again and again in one directory from the same state: plain and through termite in turn."""
-    project = PROJECTS[name]
-    root, pristine = work / name, work / f"{name}-pristine"
-    unpack(project, root)  # where it is built: configure notes the path
-    copy_tree(root, pristine)
-    result = Overhead(name, [], [], 0.0)
-    timed(["make", "-j2", *project.make], root)  # warms the page cache
-    reset(root, pristine)
-    with farm(root, 2):
-        result.first_s, _ = timed(["termite-make", "-j2", *project.make], root)
-        for number in range(rounds):
-            kinds = [("make", result.plain_s), ("termite-make", result.termite_s)]
-            for make, times in kinds if number % 2 == 0 else kinds[::-1]:
-                reset(root, pristine)
-                wall, _ = timed([make, "-j2", *project.make], root)
-                times.append(wall)
-            console.print(
-                f"{name}: plain {result.plain_s[-1]:.2f} s, termite {result.termite_s[-1]:.2f} s", highlight=False
-            )
-    for directory in (pristine, root):
-        shutil.rmtree(directory)
-    return result
-
-
-@dataclass
-class Dispatch:
-    """No-op commands; CPU is in milliseconds per command."""
-
-    jobs: int
-    per_second: float
-    plain_per_second: float
-    wrapper_ms: float  # with make's own work for one command
-    master_ms: float
-    worker_ms: float  # daemon and mirror
-    mkbox_ms: float  # with the command itself
-    plain_ms: float  # make and the command, without termite
-
-
-def cpu_s(pid: int, children: bool = False) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[13:15] if children else fields[11:13])) * _TICK_S
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def dispatch(work: Path, commands: int) -> list[Dispatch]:
-    root = work / "dispatch"
-    root.mkdir()
-    targets = " ".join(f"t{n}" for n in range(commands))
-    (root / "Makefile").write_text(f"all: {targets}\n{targets}:\n\t@/bin/sleep 0\n.PHONY: all {targets}\n")
-    results = []
-    with farm(root, 2) as daemons:
-        _, worker, master = daemons.daemons
-        timed(["termite-make", "-j8"], root)
-        mirror = children_of(worker.process.pid)[0]
-        server = children_of(mirror)[0]  # mkbox, whose children are the boxes
-        for jobs in (1, 8):
-            plain_wall, plain_cpu = timed(["make", f"-j{jobs}"], root)
-            pids = {"master": master.process.pid, "worker": worker.process.pid, "mirror": mirror}
-            before = {name: cpu_s(pid) for name, pid in pids.items()}
-            boxes = cpu_s(server) + cpu_s(server, children=True)
-            wall, cpu = timed(["termite-make", f"-j{jobs}"], root)
-            spent = {name: (cpu_s(pid) - before[name]) * 1e3 / commands for name, pid in pids.items()}
-            results.append(
-                Dispatch(
-                    jobs=jobs,
-                    per_second=commands / wall,
-                    plain_per_second=commands / plain_wall,
-                    wrapper_ms=cpu * 1e3 / commands,
-                    master_ms=spent["master"],
-                    worker_ms=spent["worker"] + spent["mirror"],
-                    mkbox_ms=(cpu_s(server) + cpu_s(server, children=True) - boxes) * 1e3 / commands,
-                    plain_ms=plain_cpu * 1e3 / commands,
-                )
-            )
-    shutil.rmtree(root)
-    return results
-
-
-def show_overhead(results: list[Overhead]) -> None:
-    table = Table(
-        "project", "plain make -j2", "termite-make -j2", "ratio", "first build", title="one machine, warm, medians"
+def main(argv: Sequence[str] | None = None) -> int:
+    names = [*PARTS, *ALL_PROJECTS]
+    flags = Flags(
+        "bin/bench",
+        f"Benchmarks on this machine; needs root.  Parts: {', '.join(PARTS)}; of overhead, the projects "
+        f"{', '.join(ALL_PROJECTS)}.  Without any, all of them: more than an hour.",
+        "[PART...]",
     )
-    for r in results:
-        plain = statistics.median(r.plain_s)
-        table.add_row(
-            r.project, f"{plain:.2f} s", f"{statistics.median(r.termite_s):.2f} s", f"{r.ratio():.2f}",
-            f"{r.first_s / plain:.2f}",
-        )  # fmt: skip
-    console.print(table)
-
-
-def show_dispatch(results: list[Dispatch]) -> None:
-    table = Table(
-        "-j", "commands/s", "plain", "make + wrapper", "master", "worker", "mkbox, command", "plain: make, command",
-        title="no-op commands; CPU in ms per command",
-    )  # fmt: skip
-    for r in results:
-        cpu = [r.wrapper_ms, r.master_ms, r.worker_ms, r.mkbox_ms, r.plain_ms]
-        table.add_row(str(r.jobs), f"{r.per_second:.0f}", f"{r.plain_per_second:.0f}", *(f"{ms:.2f}" for ms in cpu))
-    console.print(table)
-
-
-PARTS = [*PROJECTS, "dispatch"]
-
-
-def main() -> int:
-    flags = Flags("bin/bench", f"Benchmarks on this machine.  Parts: {', '.join(PARTS)}; all without any.", "[PART...]")
-    rounds = flags.integer("rounds", 5, "builds of each kind and project", 1, 100)
-    commands = flags.integer("commands", 500, "no-op commands for dispatch", 10, 100000)
-    quick = flags.switch("quick", False, "fewer rounds, and no coreutils")
-    output = flags.text("json", "", "write the figures to this file", "FILE")
+    rounds = flags.integer("rounds", FULL.rounds, "builds of each kind and project, and refreshes", 1, 100)
+    commands = flags.integer("commands", FULL.commands, "commands that do nothing, for dispatch", 10, 100000)
+    quick = flags.switch("quick", False, "an abridged run of less than five minutes; not for comparing with targets")
+    as_json = flags.text("json", "", "write all figures to this file", "FILE")
+    as_html = flags.text("html", "", "write a page with plots to this file", "FILE")
     try:
-        parts = flags.parse(sys.argv[1:]) or [p for p in PARTS if not (quick.value and p == "coreutils")]
-        unknown = [p for p in parts if p not in PARTS]
+        parts = flags.parse(sys.argv[1:] if argv is None else argv) or PARTS
+        unknown = [part for part in parts if part not in names]
         if unknown:
-            raise TermiteError(f"no part {unknown[0]}; there are {', '.join(PARTS)}")
+            raise UsageError(f"no part {unknown[0]}; there are {', '.join(names)}")
+        for file in (as_json.value, as_html.value):
+            _check_writable(file)
     except HelpWanted as wanted:
         print(wanted)
         return 0
     except TermiteError as e:
         print(f"bench: {e}", file=sys.stderr)
-        return 2
-    work = Path(tempfile.mkdtemp(prefix="termite-bench-", dir="/srv" if os.access("/srv", os.W_OK) else None))
-    work.chmod(0o755)
-    figures: dict[str, object] = {
+        return e.exit_status
+    sizes = QUICK if quick.value else FULL
+    sizes = Sizes(**{
+        **vars(sizes),
+        "rounds": rounds.value if rounds.is_given else sizes.rounds,
+        "commands": commands.value if commands.is_given else sizes.commands,
+    })  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is taken down
+    run = Run(parts, sizes)
+    try:
+        status = run.all()
+    except KeyboardInterrupt:
+        print("bench: ended early; everything that it started has been taken down", file=sys.stderr)
+        return _ENDED
+    if as_json.value:
+        Path(as_json.value).write_text(json.dumps({**run.facts, "parts": run.figures}, indent=1) + "\n")
+    if as_html.value:
+        Path(as_html.value).write_text(page(run.facts, run.pages))
+    return status
+
+
+def _check_writable(file: str) -> None:
+    """UsageError now rather than after an hour."""
+    if file and not os.access(Path(file).absolute().parent, os.W_OK):
+        raise UsageError(f"{file}: its directory is not there or cannot be written to")
+
+
+class Run:
+    """What was asked for, and the figures so far."""
+
+    def __init__(self, parts: Sequence[str], sizes: Sizes) -> None:
+        self.parts = parts
+        self.sizes = sizes
+        self.facts: dict[str, object] = facts()
+        self.figures: dict[str, object] = {}
+        self.pages: list[PartOfPage] = []
+
+    def all(self) -> int:
+        """Runs the parts; the exit status."""
+        work = Path(tempfile.mkdtemp(prefix="termite-bench-", dir="/srv" if os.access("/srv", os.W_OK) else None))
+        work.chmod(0o755)
+        ways: dict[str, Callable[[Path], PartOfPage]] = {
+            "dispatch": self._dispatch,
+            "scale": self._scale,
+            "refresh": self._refresh,
+            "memory": self._memory,
+        }
+        status = 0
+        try:
+            for name, way in {"overhead": self._overhead, **ways}.items():
+                if name not in self.parts and not (name == "overhead" and set(self.parts) & set(ALL_PROJECTS)):
+                    continue
+                try:
+                    part = way(work)
+                except Skipped as reason:
+                    console.print(f"{name}: left out: {reason}", highlight=False, markup=False)
+                    self.figures[name] = {"left out": str(reason)}
+                    continue
+                except TermiteError as e:
+                    print(f"bench: {name}: {e}", file=sys.stderr)
+                    status = e.exit_status
+                    continue
+                for table in part.tables:
+                    report.show(console, table)
+                self.pages.append(part)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return status
+
+    def _note(self, name: str, results: Sequence[Any]) -> None:
+        self.figures[name] = [asdict(result) for result in results]
+
+    def _overhead(self, work: Path) -> PartOfPage:
+        wanted = self.sizes.projects if "overhead" in self.parts else [p for p in ALL_PROJECTS if p in self.parts]
+        results = [overhead(name, work, self.sizes.rounds) for name in wanted]
+        self._note("overhead", results)
+        return PartOfPage("overhead", [report.overhead_table(results)], overhead_plots(results))
+
+    def _dispatch(self, work: Path) -> PartOfPage:
+        results = dispatch(work, self.sizes.commands)
+        self._note("dispatch", results)
+        return PartOfPage("dispatch", [report.dispatch_table(results)], dispatch_plots(results))
+
+    def _scale(self, work: Path) -> PartOfPage:
+        tables, plots = [], []
+        try:
+            results = scale(work, self.sizes.workers, self.sizes.compiling_workers, self.sizes.per_worker)
+            self._note("scale", results)
+            tables, plots = [report.scale_table(results)], scale_plots(results)
+        except Skipped as reason:
+            say(f"scale: without emulated hosts: {reason}")
+            self.figures["scale"] = {"left out": str(reason)}
+        grown = growth(work, list(self.sizes.growing), self.sizes.commands // 4, self.sizes.many_commands)
+        self._note("growth", grown)
+        return PartOfPage("scale", [*tables, report.growth_table(grown)], plots)
+
+    def _refresh(self, work: Path) -> PartOfPage:
+        results = refresh(work, self.sizes.files, self.sizes.rounds)
+        self._note("refresh", results)
+        return PartOfPage("refresh", [report.refresh_table(results)])
+
+    def _memory(self, work: Path) -> PartOfPage:
+        result = memory(work, self.sizes.files, self.sizes.many_commands)
+        self._note("memory", [result])
+        return PartOfPage("memory", [report.memory_table(result)])
+
+
+def facts() -> dict[str, object]:
+    """Of this machine and of what is compared."""
+    versions = {
+        "make": version_of("make", "--version"),
+        "gcc": version_of("gcc", "--version"),
+        "distcc": version_of("distcc", "--version"),
+        "icecc": version_of("icecc", "--version"),
+    }
+    return {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "kernel": os.uname().release,
+        "termite": __version__,
+        **{name: version for name, version in versions.items() if version},
     }
-    try:
-        builds = [overhead(p, work, 2 if quick.value else rounds.value) for p in parts if p in PROJECTS]
-        if builds:
-            show_overhead(builds)
-            figures["overhead"] = [{**vars(b), "ratio": b.ratio()} for b in builds]
-        if "dispatch" in parts:
-            noops = dispatch(work, commands.value)
-            show_dispatch(noops)
-            figures["dispatch"] = [vars(d) for d in noops]
-    except TermiteError as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return e.exit_status
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if output.value:
-        Path(output.value).write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

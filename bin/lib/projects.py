@@ -22,6 +22,7 @@ class Project:
     header: str
     make: list[str] = field(default_factory=list)
     upstream: bool = False  # without Debian's patches
+    needs: tuple[str, ...] = ()  # Debian packages, besides those of `bin/setup -tests`
 
 
 PROJECTS = {
@@ -29,6 +30,21 @@ PROJECTS = {
     "lua": Project("lua5.4", "5.4", "true", "src/lua.h", ["-C", "src", "linux", "MYLIBS=-lm"], upstream=True),
     "make": Project("make-dfsg", "4.3", "autoreconf -fi && ./configure", "src/filedef.h"),
     "coreutils": Project("coreutils", "9.1", "FORCE_UNSAFE_CONFIGURE=1 ./configure --disable-nls", "src/system.h"),
+}
+
+# In C++; for the benchmark alone.  CMake notes the compiler with its directory; without it, what comes first on PATH is
+# used, as everywhere else.
+CPP_PROJECTS = {
+    "fmt": Project(
+        "fmtlib",
+        "9.1",
+        "cmake -DFMT_DOC=off -DCMAKE_BUILD_TYPE=Release . && "
+        "find . -name build.make -o -name link.txt | xargs sed -i s,/usr/bin/c++,c++,",
+        "include/fmt/format.h",
+        ["fmt", "args-test", "assert-test"],
+        needs=("googletest",),
+    ),
+    "re2": Project("re2", "20220601", "true", "re2/re2.h", ["obj/libre2.a"]),
 }
 
 
