@@ -117,6 +117,7 @@ class Mirror:
         self._sweeper: Sweeper | None = None
         self._spiller = ThreadPoolExecutor(1, "spill")
         self._spilling: Future[None] | None = None
+        self._spill_trouble = ""
         self.conn: Connection
 
     # -- requests of the master ----------------------------------------------------------------------
@@ -369,7 +370,16 @@ class Mirror:
 
     def _spill_soon(self) -> None:
         if self._store.is_full and (self._spilling is None or self._spilling.done()):
-            self._spilling = self._spiller.submit(self._store.spill)
+            self._spilling = self._spiller.submit(self._spill)
+
+    def _spill(self) -> None:
+        """On a thread.  If the disk takes no more, memory fills; then tasks go to disk, and fail with a clear error."""
+        try:
+            self._store.spill()
+        except StoreError as e:
+            if str(e) != self._spill_trouble:  # once, not with each task
+                self._spill_trouble = str(e)
+                log.error("what commands have made stays in memory: %s", e)
 
     def _sample_soon(self) -> None:
         if self._sampler is None:
