@@ -20,8 +20,11 @@ from termite import paths
 
 log = logging.getLogger(__name__)
 
-SETTLED_NS = 1_000_000_000
+SETTLED_NS = 50_000_000
 """What changed this shortly before it was looked at may change again without looking different."""
+
+COARSE_NS = 2_000_000_000
+"""The same, on a file system that counts whole seconds."""
 
 _RECORD = struct.Struct("<QQq")
 
@@ -44,7 +47,8 @@ def fingerprints(directories: Sequence[bytes]) -> dict[bytes, Fingerprint]:
     for number, directory in enumerate(directories):
         low, high, newest_ns = _RECORD.unpack_from(records, number * _RECORD.size)
         if newest_ns >= 0:
-            found[directory] = Fingerprint(struct.pack("<QQ", low, high), newest_ns < now - SETTLED_NS)
+            margin_ns = SETTLED_NS if newest_ns % 1_000_000_000 else COARSE_NS
+            found[directory] = Fingerprint(struct.pack("<QQ", low, high), newest_ns < now - margin_ns)
     return found
 
 

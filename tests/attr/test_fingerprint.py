@@ -69,6 +69,7 @@ def test_what_cannot_be_read_has_none(directory: Path) -> None:
 
 
 def test_one_that_has_just_changed_is_not_settled(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "SETTLED_NS", 10**12)
     found = taken(directory)
     assert found is not None and not found.is_settled
     monkeypatch.setattr(fingerprint, "SETTLED_NS", -1_000_000_000)
