@@ -20,7 +20,7 @@ from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
 from termite.attr.fingerprint import Fingerprint
 from termite.errors import PathError, PrivateError, Refused
-from termite.master.hashes import Hashes, hash_file
+from termite.master.hashes import Hashes
 from termite.master.staging import TEMP_PREFIX
 from termite.web.counting import Sizes
 from termite.wire.messages import Change, DirListing
@@ -59,7 +59,7 @@ class Export:
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
         self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
-        self.hashes = Hashes(self.roots if xattrs else ())
+        self.hashes = Hashes(self.roots if xattrs else (), self.roots)
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
         self.served = Sizes()  # contents sent, each time
@@ -349,7 +349,7 @@ class Export:
             return attr
         try:
             self.hashes.count(path, st.st_size, again=True)
-            return self.remember_hash(path, st, hash_file(fd))
+            return self.remember_hash(path, st, self.hashes.hash_contents(path, fd, st.st_size))
         finally:
             os.close(fd)
 

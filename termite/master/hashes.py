@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from termite import paths
 from termite.attr.fileattr import Signature, signature_of
 from termite.errors import TermiteError
+from termite.store.manifest import MAX_BYTES, Manifest, cut
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,18 @@ _SET_SLACK_NS = 10_000_000
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
 
 
-class Hashes:
-    """`roots`: below these, hashes are kept in xattrs; none: in memory only."""
+PIECED_BYTES = 1 << 20
+"""A larger file that is not the project's is named by its manifest.  One of the project is had as a whole: commands
+replace it, and whoever reads it meanwhile must go on reading what it was."""
 
-    def __init__(self, roots: Sequence[bytes] = ()) -> None:
+
+class Hashes:
+    """`roots`: below these, hashes are kept in xattrs; none: in memory only.  `project`: its trees."""
+
+    def __init__(self, roots: Sequence[bytes] = (), project: Sequence[bytes] = ()) -> None:
         self._roots = tuple(roots)
+        self._project = tuple(project)
+        self.manifests: dict[bytes, Manifest] = {}  # by hash, of the files that are named by one
         self._uid = os.geteuid()
         self._known: dict[bytes, tuple[Signature, bytes, int]] = {}  # path -> signature, hash, when (ns)
         self._where: dict[bytes, bytes] = {}  # hash -> a path that held it
@@ -73,6 +81,15 @@ class Hashes:
         if entry is not None and entry[0] == signature_of(st):
             return entry[1]
         return self._recall(path, st) if recall and self._is_ours(path, st) else b""
+
+    def hash_contents(self, path: bytes, fd: int, size: int) -> bytes:
+        """What names the contents of this open file of this size.  Reads it; on any thread."""
+        if not PIECED_BYTES < size <= MAX_BYTES or any(paths.is_inside(path, root) for root in self._project):
+            return hash_file(fd)
+        manifest = cut(fd, size)
+        digest = hashlib.sha256(manifest.encode()).digest()
+        self.manifests[digest] = manifest
+        return digest
 
     def count(self, path: bytes, size: int, *, again: bool = False) -> None:
         """A file of this size was read to be hashed; `again`: to be sure of a hash that was known."""

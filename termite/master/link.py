@@ -17,7 +17,6 @@ from termite import paths
 from termite.attr.fileattr import FileAttr, signature_of
 from termite.errors import Leaving, PathError, PeerLost, PrivateError, Refused, TermiteError, WireError
 from termite.master.export import INLINE_BYTES, SMALL_HASH_BYTES, Export, read_and_hash, read_whole
-from termite.master.hashes import hash_file
 from termite.master.paranoia import check_path
 from termite.master.peers import PeerBook
 from termite.master.task import Task
@@ -263,7 +262,7 @@ class MirrorLink:
         digest = self._export.known_hash(path, st)
         if digest and st.st_size > INLINE_BYTES:
             os.close(fd)
-            return FileInfo(self._export.remember_hash(path, st, digest))
+            return self._file_info(self._export.remember_hash(path, st, digest))
         if st.st_size > SMALL_HASH_BYTES:
             return self._open_large(path, fd, st)
         try:
@@ -283,17 +282,22 @@ class MirrorLink:
         self._export.served.add(len(data))
         return Reply(FileInfo(attr, inline=True), data)
 
-    async def _open_large(self, path: bytes, fd: int, st: os.stat_result) -> Message:
+    def _file_info(self, attr: FileAttr) -> Result:
+        """The answer for a file that does not travel with it."""
+        manifest = self._export.hashes.manifests.get(attr.hash)
+        return FileInfo(attr) if manifest is None else Reply(FileInfo(attr, pieces=True), manifest.encode())
+
+    async def _open_large(self, path: bytes, fd: int, st: os.stat_result) -> Result:
         """Hashes on a thread, again if the file was written to meanwhile."""
         try:
             for attempt in range(_READ_TRIES):
                 digest = self._export.known_hash(path, st)
                 if not digest:
-                    digest = await asyncio.to_thread(hash_file, fd)
+                    digest = await asyncio.to_thread(self._export.hashes.hash_contents, path, fd, st.st_size)
                     self._export.hashes.count(path, st.st_size)
                 after = os.fstat(fd)
                 if signature_of(after) == signature_of(st):
-                    return FileInfo(self._export.remember_hash(path, st, digest))
+                    return self._file_info(self._export.remember_hash(path, st, digest))
                 st = after
                 await asyncio.sleep(0.02 * 2**attempt)
         except OSError as e:
@@ -316,13 +320,24 @@ class MirrorLink:
             fd, st = self._export.open_for_reading(path)
         except (OSError, PathError, PrivateError) as e:
             return _file_failure(path, e)
-        if self._export.known_hash(path, st) != message.hash or message.offset > st.st_size:
+        start, size = self._where(message, self._export.known_hash(path, st), st.st_size)
+        if message.offset > size:
             os.close(fd)
             return Failure("Refused", f"{paths.for_people(paths.absolute(path))} has other contents now")
-        self.bytes_served += st.st_size - message.offset
-        self._export.served.add(st.st_size - message.offset)
-        self._peers.fetching(message.hash, self.name, st.st_size)
-        return Reply(Fetched(st.st_size), FileBody(fd, message.offset, st.st_size - message.offset))
+        left = size - message.offset
+        self.bytes_served += left
+        self._export.served.add(left)
+        self._peers.fetching(message.hash, self.name, size)
+        return Reply(Fetched(size), FileBody(fd, start + message.offset, left))
+
+    def _where(self, message: Fetch, digest: bytes, size: int) -> tuple[int, int]:
+        """(offset, length) in a file of this hash and size of what is asked for; length -1: it is not there."""
+        if message.piece < 0:
+            return (0, size) if digest == message.hash else (0, -1)
+        manifest = self._export.hashes.manifests.get(digest)
+        if manifest is None or manifest.pieces[message.piece : message.piece + 1] != (message.hash,):
+            return 0, -1
+        return manifest.range_of(message.piece)
 
 
 def _may_replace(old: FileAttr, new: FileAttr) -> bool:

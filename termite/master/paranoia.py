@@ -10,7 +10,6 @@ from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
 from termite.errors import PathError, PrivateError
 from termite.master.export import Export
-from termite.store.local import digest
 from termite.wire.messages import Checked
 
 
@@ -38,7 +37,7 @@ async def _look(export: Export, path: bytes) -> tuple[FileAttr, bool]:
     except (OSError, PathError, PrivateError):
         return ABSENT, True
     try:
-        found = await asyncio.to_thread(digest, fd)
+        found = await asyncio.to_thread(export.hashes.hash_contents, path, fd, st.st_size)
         return attr_of(st, hash=found), signature_of(os.fstat(fd)) == signature_of(st)
     finally:
         os.close(fd)

@@ -18,8 +18,10 @@ across opens.  What is not registered is answered by libfuse, in C, once: "not s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import functools
 import importlib
 import logging
 import os
@@ -162,6 +164,7 @@ class _Args(ctypes.Structure):
     _fields_ = [("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int)]
 
 
+@functools.cache
 def _load() -> tuple[Any, Any]:
     """fusepy's module, and its library with the functions declared that fusepy leaves out."""
     try:
@@ -189,6 +192,12 @@ def _load() -> tuple[Any, Any]:
     ):
         setattr(lib, name, ctypes.CFUNCTYPE(result, *arguments)(_address(lib, name)))
     return module, lib
+
+
+def load_early() -> None:
+    """Spares the first `Mount` the time that loading the library takes; what is amiss it will say itself."""
+    with contextlib.suppress(MountError):
+        _load()
 
 
 def _address(lib: Any, name: str) -> int:

@@ -39,6 +39,7 @@ from termite import paths
 from termite.attr.cache import AttrCache, Listing, Stale, Told, What, staleness
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import TermiteError, Timeout
+from termite.mirror.pieces import PiecedContent
 
 T = TypeVar("T")
 
@@ -85,9 +86,15 @@ class OpenContent:
         self.fd = fd
         self.size = os.fstat(fd).st_size if fd >= 0 else 0
 
+    def read_into(self, buffer: Any, offset: int) -> int:
+        return os.preadv(self.fd, [buffer], offset)
+
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+Content = OpenContent | PiecedContent
 
 
 class View:
@@ -97,7 +104,7 @@ class View:
         self,
         cache: AttrCache,
         ask_dir: Callable[[bytes], None],  # returns when the answer has been put into the cache
-        ask_file: Callable[[bytes], tuple[FileAttr, int]],  # hash set; the descriptor is ours from then on
+        ask_file: Callable[[bytes], tuple[FileAttr, int | PiecedContent]],  # hash set; the descriptor is ours then
         *,
         owner: Owner = SAME_OWNER,
         on_stale: Callable[[Sequence[Stale]], None] = lambda stale: None,  # found while asking; must not block
@@ -117,7 +124,7 @@ class View:
         self._max_open = max_open
         self._ask_limit_s = ask_limit_s
         self._flights: dict[tuple[str, bytes], Future[Any]] = {}
-        self._open: OrderedDict[bytes, OpenContent] = OrderedDict()  # most recently used last
+        self._open: OrderedDict[bytes, Content] = OrderedDict()  # most recently used last
 
     # -- what the kernel asks ------------------------------------------------------------------
 
@@ -169,7 +176,7 @@ class View:
         if self.asked.get(path, content.size) != content.size:
             self._on_stale([Stale(path, What.CONTENTS)])
             raise _error(errno.ESTALE, path)
-        done: int = os.preadv(content.fd, [buffer], offset)
+        done = content.read_into(buffer, offset)
         self.counters.read_bytes += done
         return done
 
@@ -252,7 +259,7 @@ class View:
 
     # -- contents ------------------------------------------------------------------------------
 
-    def _content(self, path: bytes) -> OpenContent:
+    def _content(self, path: bytes) -> Content:
         for _ in range(ATTEMPTS):
             attr = self.cache.lookup(path)
             if attr is not None and attr.hash:
@@ -266,14 +273,14 @@ class View:
                 return fetched
         raise _outrun(path)
 
-    def _fetch(self, path: bytes) -> OpenContent | None:
+    def _fetch(self, path: bytes) -> Content | None:
         """Ask for the contents; None: the news came first, look again."""
         attr = self._find(path)
         if not attr.is_regular():
             raise _error(errno.EISDIR if attr.is_dir() else errno.EINVAL if attr.exists() else errno.ENOENT, path)
         self.counters.ask_file += 1
-        told, fd = self._ask_file(path)
-        content = OpenContent(told.hash, fd)  # from here on it closes itself
+        told, given = self._ask_file(path)
+        content = OpenContent(told.hash, given) if isinstance(given, int) else given  # from here on it closes itself
         if told.is_regular() and content.size != told.size:
             raise TermiteError(f"contents of the wrong length for {paths.for_people(path)}; the cache may be damaged")
         if not self.learn(path, attr, told):
@@ -283,8 +290,8 @@ class View:
         self._keep(path, content)
         return content
 
-    def _keep(self, path: bytes, content: OpenContent) -> None:
-        evicted: list[OpenContent] = []  # closed after the lock is let go
+    def _keep(self, path: bytes, content: Content) -> None:
+        evicted: list[Content] = []  # closed after the lock is let go
         with self._lock:
             evicted.append(self._open.pop(path, content))
             self._open[path] = content

@@ -3,7 +3,8 @@
 A message is a msgspec Struct, encoded as a msgpack map with a `type` tag and decoded strictly: a
 wrong, missing or extra field is a `WireError`.  Bulk bytes never stand in here: they travel as the
 *body* of a request or a reply (`wire/rpc.py`), in pieces.  Paths are bytes, relative to the
-exported root, without leading slash; b"" is the root itself.  Hashes are SHA-256, 32 bytes.
+exported root, without leading slash; b"" is the root itself.  Hashes are SHA-256, 32 bytes: of the contents,
+or of their manifest (`store/manifest.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import msgspec
 
 from termite.attr.fileattr import FileAttr
 
-VERSION = 1
+VERSION = 2
 """Both ends must speak the same; raised with every incompatible change of this page."""
 
 
@@ -229,17 +230,20 @@ class Done(Message, frozen=True):
 class Fetch(Message, frozen=True):
     """Contents by hash; the body of `Fetched`, or the answer is `Elsewhere`.  `path`: where the master has it.
 
+    With `piece`, the hash is that of this piece of the file, which `path` must name then.
+
     Asked by masters of mirrors, by mirrors of their master, and by workers of each other.
     """
 
     hash: bytes
     path: bytes = b""
     offset: int = 0
+    piece: int = -1
     failed: list[Peer] = []  # those that an earlier answer named and that did not give it
 
 
 class Fetched(Message, frozen=True):
-    size: int  # of the whole contents
+    size: int  # of the whole contents, or of the piece
 
 
 class Damaged(Message, frozen=True):
@@ -284,10 +288,11 @@ class OpenFile(Message, frozen=True):
 
 
 class FileInfo(Message, frozen=True):
-    """`attr.hash` is set; `inline`: the body holds the contents."""
+    """`attr.hash` is set; `inline`: the body holds the contents; `pieces`: it holds their manifest."""
 
     attr: FileAttr
     inline: bool = False
+    pieces: bool = False
 
 
 class Have(Message, frozen=True):

@@ -16,6 +16,7 @@ from termite.attr.fileattr import FileAttr
 from termite.errors import PrivateError, Refused, WireError
 from termite.mirror.view import View
 from termite.store.local import ContentStore
+from termite.worker.contents import Opened
 
 AT_ONCE = 16
 """Questions on their way at a time: hides the network's delay and leaves room for others."""
@@ -29,7 +30,7 @@ class Ahead:
         view: View,
         store: ContentStore,
         ask_dir: Callable[[bytes], Awaitable[None]],
-        ask_file: Callable[[bytes], Awaitable[tuple[FileAttr, int]]],
+        ask_file: Callable[[bytes], Awaitable[tuple[FileAttr, Opened]]],
     ) -> None:
         self._view = view
         self._store = store
@@ -54,6 +55,7 @@ class Ahead:
                 await self._ask_dir(path)
         elif known.is_regular() and not (known.hash and self._store.has(known.hash)):
             with suppress(PrivateError, Refused, WireError):  # it has changed since; whoever opens it asks again
-                told, fd = await self._ask_file(path)
-                os.close(fd)
+                told, opened = await self._ask_file(path)
+                if isinstance(opened, int):
+                    os.close(opened)
                 self._view.learn(path, known, told)

@@ -7,11 +7,15 @@ worker share its connections and its store.  Loop only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 from termite.errors import WireError
+from termite.mirror.pieces import PiecedContent
 from termite.store.local import ContentStore
+from termite.store.manifest import Manifest, decode_manifest, manifest_bytes
 from termite.wire.messages import Elsewhere, Fetch, Fetched, FileInfo, Have, OpenFile, Peer
 from termite.wire.rpc import Connection
 from termite.worker import control
@@ -23,8 +27,12 @@ DAEMON_BASE_S, DAEMON_BYTES_PER_S = 20.0, 128 << 10
 """How long the daemon may be busy with peers before we ask the master, by size: it has tighter limits itself."""
 
 
+Opened = int | PiecedContent
+"""A file's contents: a descriptor, or what reads them piece by piece."""
+
+
 class Contents:
-    """`obtain`; the counters are bytes."""
+    """`obtain`, `stored`, `obtain_pieces`; the counters are bytes."""
 
     def __init__(self, store: ContentStore, tell_daemon: Callable[[control.ControlMessage], None]) -> None:
         self._store = store
@@ -49,8 +57,11 @@ class Contents:
         if info.inline:
             assert isinstance(reply.body, bytes)
             self.from_master += len(reply.body)
-            if self._store.add(reply.body) != digest:
-                raise WireError(f"the contents of {path!r} do not have the hash that was told")
+            self._keep(reply.body, path, digest)
+        elif info.pieces:
+            assert isinstance(reply.body, bytes)
+            decode_manifest(reply.body, info.attr.size)
+            self._keep(reply.body, path, digest)
         elif self._store.has(digest):
             self.from_store += info.attr.size
             conn.notify(Have(digest))
@@ -58,18 +69,48 @@ class Contents:
             await self._once(conn, digest, path, info.attr.size)
         return info
 
-    async def _once(self, conn: Connection, digest: bytes, path: bytes, size: int) -> None:
+    def _keep(self, data: bytes, path: bytes, digest: bytes) -> None:
+        if self._store.add(data) != digest:
+            raise WireError(f"the contents of {path!r} do not have the hash that was told")
+
+    def stored(self, digest: bytes, size: int) -> int | Manifest:
+        """Of a file of this hash and size, what is in the store: all of it, or its manifest; KeyError if neither is."""
+        fd = self._store.open(digest)
+        found = os.fstat(fd).st_size
+        if found == size:
+            return fd
+        try:
+            if found == manifest_bytes(size):
+                with contextlib.suppress(WireError):
+                    return decode_manifest(os.pread(fd, found, 0), size)
+        finally:
+            os.close(fd)
+        return self._store.open(digest, size)  # which removes what has the wrong size
+
+    async def obtain_pieces(self, conn: Connection, path: bytes, manifest: Manifest, indices: Sequence[int]) -> None:
+        """These pieces of a file are in the store when this returns."""
+        lacking = [index for index in indices if not self._store.has(manifest.pieces[index])]
+        await asyncio.gather(
+            *(
+                self._once(conn, manifest.pieces[index], path, manifest.range_of(index)[1], index)
+                for index in lacking
+            )
+        )
+
+    async def _once(self, conn: Connection, digest: bytes, path: bytes, size: int, piece: int = -1) -> None:
         """However many commands open it now, it is fetched once."""
         fetching = self._fetching.get(digest)
         if fetching is None:
-            fetching = asyncio.get_running_loop().create_task(self._fetch(conn, digest, path, size))
+            fetching = asyncio.get_running_loop().create_task(self._fetch(conn, digest, path, size, piece))
             self._fetching[digest] = fetching
             fetching.add_done_callback(lambda _: self._fetching.pop(digest, None))
         await asyncio.shield(fetching)
 
-    async def _fetch(self, conn: Connection, digest: bytes, path: bytes, size: int) -> None:
+    async def _fetch(self, conn: Connection, digest: bytes, path: bytes, size: int, piece: int) -> None:
         failed: list[Peer] = []
-        while (peers := await self._ask_master(conn, Fetch(digest, path, failed=failed), size)) is not None:
+        while (
+            peers := await self._ask_master(conn, Fetch(digest, path, failed=failed, piece=piece), size)
+        ) is not None:
             if await self._ask_peers(digest, size, peers):
                 self.from_peers += size
                 break

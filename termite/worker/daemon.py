@@ -14,7 +14,7 @@ import platform
 import shutil
 import signal
 import socket
-import sys
+from array import array
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 
@@ -40,6 +40,7 @@ from termite.worker.peers import Peers
 from termite.worker.reporting import decode_report
 from termite.worker.scratch import open_result
 from termite.worker.slots import share
+from termite.worker.spare import Spare
 from termite.worker.workdir import WorkDir, clear_leftovers
 
 log = logging.getLogger(__name__)
@@ -92,9 +93,10 @@ class MirrorProcess:
         self.granted = 0
         self.master = ""
 
-    def send(self, message: control.ControlMessage) -> None:
+    def send(self, message: control.ControlMessage, *fds: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         with contextlib.suppress(OSError):
-            self.channel.send(control.encode(message))
+            self.channel.sendmsg([control.encode(message)], rights)
 
 
 class Worker:
@@ -117,6 +119,7 @@ class Worker:
         self.port = 0
         self._mirrors: dict[int, MirrorProcess] = {}
         self._serial = 0
+        self._spare = Spare()
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: list[CoordinatorLink] = []
         self._workdir: WorkDir | None = None
@@ -160,6 +163,7 @@ class Worker:
             )
             self._links.append(link)
             link.start()
+        self._spare.prepare()
         self._spawn(self._trim_now_and_then())
         self._spawn(self.overview.watch())
         log.info("listening on port %d, %d slots", self.port, self.options.jobs)
@@ -248,7 +252,7 @@ class Worker:
         self._log_tail.stop()
         if self._listener is not None:
             await self._listener.close()
-        await asyncio.gather(*(self._end(mirror) for mirror in list(self._mirrors.values())))
+        await asyncio.gather(self._spare.close(), *(self._end(mirror) for mirror in list(self._mirrors.values())))
         if self.peers is not None:
             await self.peers.close()
         for task in list(self._tasks):
@@ -307,26 +311,16 @@ class Worker:
         self._serial += 1
         directory = os.path.join(self._workdir.path, f"mirror-{self._serial}")
         os.mkdir(directory, 0o755)
-        ours, theirs = control.pair()
         network = make_network()
-        inherited = (accepted.sock.fileno(), theirs.fileno(), network)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "termite.worker.mirror"),
-                *(str(fd) for fd in inherited),
-                pass_fds=inherited,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the daemon
-                env={**_python_environment(), "PATH": os.defpath},
-            )
+            process, channel = await self._spare.take()
+            mirror = MirrorProcess(process, channel, directory, accepted.host)
+            mirror.send(self._start_message(accepted.session, directory), accepted.sock.fileno(), network)
         finally:
             accepted.sock.close()
-            theirs.close()
             os.close(network)
-        ours.setblocking(False)
-        mirror = MirrorProcess(process, ours, directory, accepted.host)
-        mirror.send(self._start_message(accepted.session, directory))
+        if not self.draining:
+            self._spare.prepare()
         self._mirrors[self._serial] = mirror
         log.info("mirror %d for %s", self._serial, accepted.address)
         self._spawn(self._watch(self._serial, mirror))
@@ -421,11 +415,6 @@ class Worker:
             if mirror.granted != jobs:
                 mirror.granted = jobs
                 mirror.send(control.Grant(jobs))
-
-
-def _python_environment() -> dict[str, str]:
-    """What a child interpreter needs to find this very package, and nothing else of ours."""
-    return {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _as_seen_from(host: str, master: str) -> str:

@@ -1,7 +1,7 @@
 """A mirror process: one master's file system as its tasks see it, and the tasks.
 
-Started by the worker's daemon with an authenticated connection in its hands; ends with that
-connection or with the daemon, whichever goes first.  It lives in a mount namespace of its own, so
+Started by the worker's daemon (`spare.py`), which hands it an authenticated connection once there is one; ends
+with that connection or with the daemon, whichever goes first.  It lives in a mount namespace of its own, so
 when it dies, however it dies, the kernel takes its mounts away.
 
 Threads: the event loop has the connection and all state; FUSE threads block on questions to the
@@ -31,7 +31,7 @@ from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError
 from termite.logs import start_logging
 from termite.loop import loop_factory, settle_memory
 from termite.mirror.box import BoxPlan
-from termite.mirror.fuse import Mount
+from termite.mirror.fuse import Mount, load_early
 from termite.mirror.overlay import Reaped
 from termite.mirror.view import Owner, View
 from termite.store.recent import RecentStore
@@ -65,6 +65,7 @@ from termite.worker import control
 from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
 from termite.worker.contents import QUESTION_LIMIT_S, Contents
+from termite.worker.files import Files
 from termite.worker.habits import Habits
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
@@ -92,7 +93,7 @@ class Mirror:
         self.done = 0
         self.timings = Timings()
         self._reporter = Reporter(self.report, self._tell_daemon)
-        self._files_cached = self._files_asked = self._result_bytes = 0
+        self._result_bytes = 0
         self.ended = asyncio.Event()
         self._control = control_socket
         self._net_fd = net_fd
@@ -110,6 +111,7 @@ class Mirror:
         self._tasks: dict[int, TaskRun] = {}
         self.contents = Contents(self._store, self._tell_daemon)
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
+        self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia)
         self._habits = Habits()
         self._results = LargeResults(self._store)
         self._notifier = ThreadPoolExecutor(1, "notify")
@@ -119,6 +121,10 @@ class Mirror:
         self._spilling: Future[None] | None = None
         self._spill_trouble = ""
         self.conn: Connection
+
+    def take(self, conn: Connection) -> None:
+        """Before anything else: the master's connection."""
+        self.conn = self._files.conn = conn
 
     # -- requests of the master ----------------------------------------------------------------------
 
@@ -157,10 +163,11 @@ class Mirror:
         self._view = View(
             self._cache,
             self._ask_dir,
-            self._ask_file,
+            self._files.ask_file,
             owner=Owner(message.uid, message.gid, self.start.uid, self.start.gid),
             on_stale=self._forget_soon,
         )
+        self._files.learn = self._view.learn
         mountpoint = os.path.join(self.start.directory, b"mnt")
         box_dir = os.path.join(self.start.directory, b"box")
         for directory in (mountpoint, box_dir):
@@ -223,43 +230,16 @@ class Mirror:
         """Blocking; on FUSE threads."""
         asyncio.run_coroutine_threadsafe(self._ask_dir_async(path), self._loop).result(QUESTION_LIMIT_S + 5)
 
-    async def _ask_file_async(self, path: bytes) -> tuple[FileAttr, int]:
-        """(attributes, fd of the contents): from the store if it has them, otherwise from the master."""
-        try:
-            attr, fd = self._stored(path) or await self._obtain(path)
-            if self._paranoia is not None:
-                self._paranoia.after_reading(self.conn, path, attr.hash, fd)
-            return attr, fd
-        except StoreError as e:
-            # Every command would read "Input/output error" from here on; better that they run elsewhere.
-            log.error("%s", e)
-            for task in self._tasks.values():
-                task.cancel(e)
-            raise
-
-    async def _obtain(self, path: bytes) -> tuple[FileAttr, int]:
-        self._files_asked += 1
-        info = await self.contents.obtain(self.conn, path)
-        return info.attr, self._store.open(info.attr.hash)
-
-    def _stored(self, path: bytes) -> tuple[FileAttr, int] | None:
-        known = self._cache.lookup(path)
-        if known is not None and known.hash:
-            with contextlib.suppress(KeyError):
-                fd = self._store.open(known.hash, known.size)
-                self.contents.from_store += known.size
-                self._files_cached += 1
-                return known, fd
-        return None
-
-    def _ask_file(self, path: bytes) -> tuple[FileAttr, int]:
-        """Blocking; on FUSE threads."""
-        return asyncio.run_coroutine_threadsafe(self._ask_file_async(path), self._loop).result()
+    def _on_broken_store(self, error: StoreError) -> None:
+        """Every command would read "Input/output error" from here on; better that they run elsewhere."""
+        log.error("%s", error)
+        for task in self._tasks.values():
+            task.cancel(error)
 
     async def _prefetch(self, message: Prefetch) -> Message:
         if self._view is None:
             raise WireError("Prefetch came before OpenMirror")
-        await Ahead(self._view, self._store, self._ask_dir_async, self._obtain).fetch(message.paths)
+        await Ahead(self._view, self._store, self._ask_dir_async, self._files.obtain).fetch(message.paths)
         return Ok()
 
     # -- changes ---------------------------------------------------------------------------------------
@@ -485,7 +465,7 @@ class Mirror:
             tasks=task_reports(self._tasks.items()),
             phases=self.timings.phases(),
             counts=mirror_counts(
-                self._files_cached, self._files_asked, self._result_bytes, self.contents.as_dict()
+                self._files.cached, self._files.asked, self._result_bytes, self.contents.as_dict()
             ),
             file_system=self._view.counters.as_dict() if self._view is not None else {},
         )
@@ -524,7 +504,7 @@ async def serve(start: control.Start, connection: socket.socket, control_socket:
     mirror = Mirror(start, control_socket, net_fd)
     connection.setblocking(False)
     control_socket.setblocking(False)
-    mirror.conn = await Connection.from_socket(
+    conn = await Connection.from_socket(
         connection,
         Session.restore(start.session),
         mirror.handle,
@@ -532,6 +512,7 @@ async def serve(start: control.Start, connection: socket.socket, control_socket:
         heartbeat_s=start.heartbeat_s,
         silence_limit_s=start.silence_limit_s,
     )
+    mirror.take(conn)
     loop.add_reader(control_socket, mirror.on_control)
     lost = loop.create_task(mirror.conn.wait_closed())
     ended = loop.create_task(mirror.ended.wait())
@@ -545,20 +526,24 @@ async def serve(start: control.Start, connection: socket.socket, control_socket:
 
 
 def main() -> None:
-    """`python -m termite.worker.mirror CONNECTION_FD CONTROL_FD NETWORK_FD`, by the daemon only."""
+    """`python -m termite.worker.mirror CONTROL_FD`, by the daemon only; with `Start` come two descriptors."""
     own_namespace()
     leave_signals_to_the_daemon()
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    control_socket = socket.socket(fileno=int(sys.argv[2]))
-    start = control.decode(control_socket.recv(control.MAX_PACKET))
-    if not isinstance(start, control.Start):
-        raise SystemExit("the first control message must be Start")
+    load_early()
+    settle_memory()
+    control_socket = socket.socket(fileno=int(sys.argv[1]))
+    packet, fds, _, _ = socket.recv_fds(control_socket, control.MAX_PACKET, 2)
+    if not packet:
+        return  # never needed
+    start = control.decode(packet)
+    if not isinstance(start, control.Start) or len(fds) != 2:
+        raise SystemExit("the first control message must be Start, with a connection and a network namespace")
+    connection, network = socket.socket(fileno=fds[0]), fds[1]
     name = os.path.basename(start.directory).decode()
     start_logging(start.logfile, start.log_level <= logging.DEBUG, prefix=f"{name} ")
     try:
-        settle_memory()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(start, connection, control_socket, int(sys.argv[3])))
+            runner.run(serve(start, connection, control_socket, network))
     except TermiteError as e:
         log.error("%s", e)
         raise SystemExit(e.exit_status) from None

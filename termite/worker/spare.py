@@ -1,0 +1,87 @@
+"""Mirror processes, one of them always started before it is needed: loading an interpreter takes half a second.
+
+A process that waits knows nothing yet, not even the secret; with its `Start` come the connection that it
+is to serve and its network namespace.  Loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from typing import NamedTuple
+
+from termite.worker import control
+
+
+class Waiting(NamedTuple):
+    """A mirror process, and our end of its control channel."""
+
+    process: asyncio.subprocess.Process
+    channel: socket.socket
+
+
+class Spare:
+    """`prepare` begins to start one, `take` gives one away, `close` ends what was not taken."""
+
+    def __init__(self) -> None:
+        self._starting: asyncio.Task[Waiting] | None = None
+
+    def prepare(self) -> None:
+        """So that the next `take` need not wait; no effect if one waits already."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(_start())
+            self._starting.add_done_callback(_fetch_failure)
+
+    async def take(self) -> Waiting:
+        """The one that waits, or another one if it has died; OSError if none can be started."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            with contextlib.suppress(OSError):
+                waiting = await asyncio.shield(starting)
+                if waiting.process.returncode is None:
+                    return waiting
+                waiting.channel.close()
+        return await _start()
+
+    async def close(self) -> None:
+        """The end of its channel is the end of a process that waits."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            with contextlib.suppress(OSError):
+                waiting = await starting
+                waiting.channel.close()
+                await waiting.process.wait()
+
+
+def _fetch_failure(starting: asyncio.Task[Waiting]) -> None:
+    """Nobody may ever ask for it; whoever does starts another one and gets its failure."""
+    if not starting.cancelled():
+        starting.exception()
+
+
+async def _start() -> Waiting:
+    ours, theirs = control.pair()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "termite.worker.mirror", str(theirs.fileno())),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the daemon
+            env={**_python_environment(), "PATH": os.defpath},
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return Waiting(process, ours)
+
+
+def _python_environment() -> dict[str, str]:
+    """What a child interpreter needs to find this very package, and nothing else of ours."""
+    return {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,0 +1,57 @@
+"""A mirror process that is started ahead of its master."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from termite.worker.spare import Spare
+
+
+def test_what_waits_is_given_away_and_only_once() -> None:
+    async def scene() -> None:
+        spare = Spare()
+        spare.prepare()
+        spare.prepare()
+        first = await spare.take()
+        second = await spare.take()
+        assert first.process.pid != second.process.pid
+        for waiting in (first, second):
+            waiting.channel.close()
+            await waiting.process.wait()
+
+    asyncio.run(scene())
+
+
+def test_one_that_died_while_it_waited_is_replaced() -> None:
+    async def scene() -> None:
+        spare = Spare()
+        spare.prepare()
+        assert spare._starting is not None
+        dead = await spare._starting
+        dead.process.send_signal(signal.SIGKILL)
+        await dead.process.wait()
+        other = await spare.take()
+        assert other.process.returncode is None
+        assert other.process.pid != dead.process.pid
+        other.channel.close()
+        await other.process.wait()
+
+    asyncio.run(scene())
+
+
+def test_closing_ends_the_one_that_waits_without_an_error() -> None:
+    async def scene() -> None:
+        spare = Spare()
+        spare.prepare()
+        starting = spare._starting
+        assert starting is not None
+        waiting = await starting
+        await spare.close()
+        assert waiting.process.returncode == 0
+
+    asyncio.run(scene())
+
+
+def test_closing_without_one_is_harmless() -> None:
+    asyncio.run(Spare().close())
