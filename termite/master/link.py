@@ -234,7 +234,8 @@ class MirrorLink:
             case Fetch():
                 return self._fetch(message)
             case Have():
-                self._peers.has(message.hash, self.name, self._address)
+                for digest in message.hashes:
+                    self._peers.has(digest, self.name, self._address)
                 return Ok()
             case Check():
                 settled = self._is_settled() and message.path not in self._position

@@ -94,7 +94,23 @@ class OpenContent:
             os.close(self.fd)
 
 
-Content = OpenContent | PiecedContent
+class SmallContent:
+    """Contents that are in memory."""
+
+    __slots__ = ("_data", "hash", "size")
+
+    def __init__(self, hash: bytes, data: bytes) -> None:
+        self.hash = hash
+        self._data = data
+        self.size = len(data)
+
+    def read_into(self, buffer: Any, offset: int) -> int:
+        piece = self._data[offset : offset + len(buffer)]
+        memoryview(buffer).cast("B")[: len(piece)] = piece
+        return len(piece)
+
+
+Content = OpenContent | SmallContent | PiecedContent
 
 
 class View:
@@ -104,7 +120,7 @@ class View:
         self,
         cache: AttrCache,
         ask_dir: Callable[[bytes], None],  # returns when the answer has been put into the cache
-        ask_file: Callable[[bytes], tuple[FileAttr, int | PiecedContent]],  # hash set; the descriptor is ours then
+        ask_file: Callable[[bytes], tuple[FileAttr, int | bytes | PiecedContent]],  # hash set; the descriptor is ours
         *,
         owner: Owner = SAME_OWNER,
         on_stale: Callable[[Sequence[Stale]], None] = lambda stale: None,  # found while asking; must not block
@@ -280,7 +296,7 @@ class View:
             raise _error(errno.EISDIR if attr.is_dir() else errno.EINVAL if attr.exists() else errno.ENOENT, path)
         self.counters.ask_file += 1
         told, given = self._ask_file(path)
-        content = OpenContent(told.hash, given) if isinstance(given, int) else given  # from here on it closes itself
+        content = _content_of(told.hash, given)  # from here on it closes itself
         if told.is_regular() and content.size != told.size:
             raise TermiteError(f"contents of the wrong length for {paths.for_people(path)}; the cache may be damaged")
         if not self.learn(path, attr, told):
@@ -325,6 +341,12 @@ class View:
     def _land(self, kind: str, path: bytes) -> Future[Any]:
         with self._lock:
             return self._flights.pop((kind, path))
+
+
+def _content_of(hash: bytes, given: int | bytes | PiecedContent) -> Content:
+    if isinstance(given, int):
+        return OpenContent(hash, given)
+    return SmallContent(hash, given) if isinstance(given, bytes) else given
 
 
 def _error(number: int, path: bytes) -> OSError:

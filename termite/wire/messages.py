@@ -298,7 +298,7 @@ class FileInfo(Message, frozen=True):
 class Have(Message, frozen=True):
     """The contents that `Fetch` asked for are now in this worker's store, wherever they came from."""
 
-    hash: bytes
+    hashes: list[bytes]
 
 
 class Draining(Message, frozen=True):

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from termite.errors import WireError
 from termite.mirror.pieces import PiecedContent
@@ -23,12 +24,17 @@ from termite.worker import control
 QUESTION_LIMIT_S = 60.0
 """A question about a file that takes longer fails with EIO instead of hanging the command."""
 
+HAVE_AFTER_S = 0.005
+
+PIECES_AHEAD, AHEAD_PER_S, MOST_AHEAD = 3, 0.002, 16
+"""Of a file that is read in order, so many pieces more, and one for each of these seconds of a round trip."""
+
 DAEMON_BASE_S, DAEMON_BYTES_PER_S = 20.0, 128 << 10
 """How long the daemon may be busy with peers before we ask the master, by size: it has tighter limits itself."""
 
 
-Opened = int | PiecedContent
-"""A file's contents: a descriptor, or what reads them piece by piece."""
+Opened = int | bytes | PiecedContent
+"""A file's contents: a descriptor, all of them, or what reads them piece by piece."""
 
 
 class Contents:
@@ -40,6 +46,7 @@ class Contents:
         self._fetching: dict[bytes, asyncio.Task[None]] = {}
         self._asked: dict[int, asyncio.Future[bool]] = {}
         self._numbers = itertools.count(1)
+        self._had: list[bytes] = []  # what the master has not been told of yet
         self.from_master = 0
         self.from_peers = 0
         self.from_store = 0
@@ -64,17 +71,20 @@ class Contents:
             self._keep(reply.body, path, digest)
         elif self._store.has(digest):
             self.from_store += info.attr.size
-            conn.notify(Have(digest))
+            self._have(conn, digest)
         else:
-            await self._once(conn, digest, path, info.attr.size)
+            await asyncio.shield(self._begin(conn, digest, path, info.attr.size))
         return info
 
     def _keep(self, data: bytes, path: bytes, digest: bytes) -> None:
         if self._store.add(data) != digest:
             raise WireError(f"the contents of {path!r} do not have the hash that was told")
 
-    def stored(self, digest: bytes, size: int) -> int | Manifest:
+    def stored(self, digest: bytes, size: int) -> int | bytes | Manifest:
         """Of a file of this hash and size, what is in the store: all of it, or its manifest; KeyError if neither is."""
+        data = self._store.get(digest)
+        if data is not None:
+            return data if len(data) == size else decode_manifest(data, size)
         fd = self._store.open(digest)
         found = os.fstat(fd).st_size
         if found == size:
@@ -88,23 +98,38 @@ class Contents:
         return self._store.open(digest, size)  # which removes what has the wrong size
 
     async def obtain_pieces(self, conn: Connection, path: bytes, manifest: Manifest, indices: Sequence[int]) -> None:
-        """These pieces of a file are in the store when this returns."""
-        lacking = [index for index in indices if not self._store.has(manifest.pieces[index])]
-        await asyncio.gather(
-            *(
-                self._once(conn, manifest.pieces[index], path, manifest.range_of(index)[1], index)
-                for index in lacking
-            )
-        )
+        """These pieces of a file are in the store when this returns; soon the next ones too, if it is read in order."""
+        first, last = indices[0], indices[-1]
+        coming = [self._begin_piece(conn, path, manifest, index) for index in indices]
+        if first == 0 or self._store.has(manifest.pieces[first - 1]):
+            ahead = min(PIECES_AHEAD + int(conn.rtt_s / AHEAD_PER_S), MOST_AHEAD)
+            for index in range(last + 1, min(last + 1 + ahead, len(manifest.pieces))):
+                self._begin_piece(conn, path, manifest, index)
+        await asyncio.gather(*(asyncio.shield(fetching) for fetching in coming if fetching is not None))
 
-    async def _once(self, conn: Connection, digest: bytes, path: bytes, size: int, piece: int = -1) -> None:
-        """However many commands open it now, it is fetched once."""
+    def _begin_piece(
+        self, conn: Connection, path: bytes, manifest: Manifest, index: int
+    ) -> asyncio.Task[None] | None:
+        digest = manifest.pieces[index]
+        if self._store.has(digest):
+            return None
+        return self._begin(conn, digest, path, manifest.range_of(index)[1], index)
+
+    def _begin(
+        self, conn: Connection, digest: bytes, path: bytes, size: int, piece: int = -1
+    ) -> asyncio.Task[None]:
+        """However many commands want it now, it is fetched once."""
         fetching = self._fetching.get(digest)
         if fetching is None:
             fetching = asyncio.get_running_loop().create_task(self._fetch(conn, digest, path, size, piece))
             self._fetching[digest] = fetching
-            fetching.add_done_callback(lambda _: self._fetching.pop(digest, None))
-        await asyncio.shield(fetching)
+            fetching.add_done_callback(partial(self._ended, digest))
+        return fetching
+
+    def _ended(self, digest: bytes, fetching: asyncio.Task[None]) -> None:
+        self._fetching.pop(digest, None)
+        if not fetching.cancelled():
+            fetching.exception()  # what was fetched ahead may fail unnoticed
 
     async def _fetch(self, conn: Connection, digest: bytes, path: bytes, size: int, piece: int) -> None:
         failed: list[Peer] = []
@@ -115,7 +140,17 @@ class Contents:
                 self.from_peers += size
                 break
             failed = [*failed, *peers]
-        conn.notify(Have(digest))
+        self._have(conn, digest)
+
+    def _have(self, conn: Connection, digest: bytes) -> None:
+        """Tells the master, a moment later: there will be more of them."""
+        if not self._had:
+            asyncio.get_running_loop().call_later(HAVE_AFTER_S, self._tell_had, conn)
+        self._had.append(digest)
+
+    def _tell_had(self, conn: Connection) -> None:
+        had, self._had = self._had, []
+        conn.notify(Have(had))
 
     async def _ask_master(self, conn: Connection, request: Fetch, size: int) -> list[Peer] | None:
         """None if the contents have come, else who has them."""

@@ -63,7 +63,8 @@ class Files:
             self._on_broken(e)
             raise
         if self._paranoia is not None:
-            self._paranoia.after_reading(self.conn, path, attr.hash, opened if isinstance(opened, int) else None)
+            whole = None if isinstance(opened, PiecedContent) else opened
+            self._paranoia.after_reading(self.conn, path, attr.hash, whole)
         return attr, opened
 
     async def obtain(self, path: bytes) -> tuple[FileAttr, Opened]:
@@ -84,7 +85,7 @@ class Files:
 
     def _opened(self, path: bytes, attr: FileAttr) -> Opened:
         found = self._contents.stored(attr.hash, attr.size)
-        if isinstance(found, int):
+        if not isinstance(found, Manifest):
             return found
         return PiecedContent(attr.hash, found, partial(self._open_pieces, path, found))
 

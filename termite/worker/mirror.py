@@ -18,7 +18,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -80,6 +80,9 @@ log = logging.getLogger(__name__)
 QUIET_S = 3.0
 """A draining mirror without tasks waits this long for its master to close the connection, then does so itself."""
 
+SPILL_AFTER_S = 15.0
+"""Without a task for this long, what came or was made lately goes to disk, where others see it too."""
+
 TASKS_BETWEEN_ENDS = 20
 """A mirror whose memory is over the bound runs at least this many tasks before it makes way for another."""
 
@@ -118,6 +121,7 @@ class Mirror:
         self._forgetting: Future[None] | None = None  # the latest job of the notifier
         self._sweeper: Sweeper | None = None
         self._spiller = ThreadPoolExecutor(1, "spill")
+        self._spill_timer: asyncio.TimerHandle | None = None
         self._spilling: Future[None] | None = None
         self._spill_trouble = ""
         self.conn: Connection
@@ -349,13 +353,28 @@ class Mirror:
             self._spill_soon()
 
     def _spill_soon(self) -> None:
-        if self._store.is_full and (self._spilling is None or self._spilling.done()):
-            self._spilling = self._spiller.submit(self._spill)
+        """What is in memory goes to disk: some of it now if there is too much, all of it once there is time."""
+        if self._spill_timer is not None:
+            self._spill_timer.cancel()
+        self._spill_timer = self._loop.call_later(SPILL_AFTER_S, self._spill_all)
+        if self._store.is_full:
+            self._start_spill(self._spill)
 
-    def _spill(self) -> None:
+    def _spill_all(self) -> None:
+        self._spill_timer = None
+        if self._tasks:
+            self._spill_soon()
+        elif self._store.holds:
+            self._start_spill(partial(self._spill, 0))
+
+    def _start_spill(self, spill: Callable[[], None]) -> None:
+        if self._spilling is None or self._spilling.done():
+            self._spilling = self._spiller.submit(spill)
+
+    def _spill(self, least_bytes: int = -1) -> None:
         """On a thread.  If the disk takes no more, memory fills; then tasks go to disk, and fail with a clear error."""
         try:
-            self._store.spill()
+            self._store.spill(least_bytes)
         except StoreError as e:
             if str(e) != self._spill_trouble:  # once, not with each task
                 self._spill_trouble = str(e)
@@ -479,8 +498,9 @@ class Mirror:
         self._reporter.stop()
         if self._boxes is not None:
             await self._boxes.close()
-        if self._sampler is not None:
-            self._sampler.cancel()
+        for timer in (self._sampler, self._spill_timer):
+            if timer is not None:
+                timer.cancel()
         self._notifier.shutdown(wait=False, cancel_futures=True)
         if self._mount is not None:
             await asyncio.to_thread(self._mount.stop)

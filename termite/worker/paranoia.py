@@ -7,6 +7,7 @@ values.  Loop only; contents are hashed on a thread.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import random
@@ -48,19 +49,19 @@ class Paranoia:
         except AssertionError as e:
             self._breach(f"the attributes are inconsistent after {what}: {e}")
 
-    def after_reading(self, conn: Connection, path: bytes, expected: bytes, fd: int | None) -> None:
-        """Perhaps compares a file that was just opened for its `expected` hash; `fd` stays the caller's.
+    def after_reading(self, conn: Connection, path: bytes, expected: bytes, opened: int | bytes | None) -> None:
+        """Perhaps compares a file that was just opened for its `expected` hash; a descriptor stays the caller's.
 
         None: it is read in pieces, each of which is looked at as it comes.
         """
         if len(self._running) >= AT_ONCE or self._chance() >= 1 / ONE_IN:
             return
-        own = os.dup(fd) if fd is not None else None
+        own = os.dup(opened) if isinstance(opened, int) else opened
         task = asyncio.get_running_loop().create_task(self._compare(conn, path, expected, own))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _compare(self, conn: Connection, path: bytes, expected: bytes, fd: int | None) -> None:
+    async def _compare(self, conn: Connection, path: bytes, expected: bytes, opened: int | bytes | None) -> None:
         mine: FileAttr | None = None
 
         def look(_message: Message, _body: bytes) -> None:
@@ -68,7 +69,7 @@ class Paranoia:
             mine = self._cache.lookup(path)  # as of the moment in which the master answered
 
         try:
-            contents = await asyncio.to_thread(digest, fd) if fd is not None else expected
+            contents = await asyncio.to_thread(_digest_of, opened) if opened is not None else expected
             if contents != expected:
                 found = f"contents are {contents.hex()} in the store"
                 self._breach(f"{_shown(path)}: {found}, but should be {expected.hex()}")
@@ -77,8 +78,8 @@ class Paranoia:
             log.debug("%s was not compared: %s", _shown(path), e)
             return
         finally:
-            if fd is not None:
-                os.close(fd)
+            if isinstance(opened, int):
+                os.close(opened)
         if isinstance(reply.message, Checked) and reply.message.settled and mine is not None:
             self.compare(path, mine, expected, reply.message)
 
@@ -99,6 +100,10 @@ class Paranoia:
     def _breach(self, text: str) -> None:
         self.breaches += 1
         log.error("paranoia: %s", text)
+
+
+def _digest_of(opened: int | bytes) -> bytes:
+    return digest(opened) if isinstance(opened, int) else hashlib.sha256(opened).digest()
 
 
 def _shown(path: bytes) -> str:

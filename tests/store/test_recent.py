@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from termite.store.local import ContentStore
-from termite.store.recent import RecentStore
+from termite.store.recent import MOST_SMALL_BYTES, SMALL_BYTES, RecentStore
 
 SHM = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(not SHM.is_dir(), reason="no file system in memory")
@@ -98,6 +98,23 @@ def test_the_end_is_bounded(scene: Scene) -> None:
     hash = scene.make(b"left behind")
     scene.store.close(limit_s=-1)
     assert not scene.disk.has(hash)
+
+
+def test_small_contents_that_come_are_no_files_until_there_is_time(scene: Scene) -> None:
+    hash = scene.store.add(b"came")
+    assert scene.store.has(hash) and scene.store.get(hash) == b"came" and not scene.disk.has(hash)
+    assert scene.read(hash) == scene.read(hash, 4) == b"came"
+    assert scene.store.holds == 4 and not list((scene.memory / "results").iterdir())
+    scene.store.spill(0)
+    assert scene.disk.has(hash) and scene.store.get(hash) is None and scene.store.holds == 0
+    assert scene.read(hash) == b"came"
+
+
+def test_of_small_contents_only_so_many_are_kept_in_memory(scene: Scene) -> None:
+    first, *others = [scene.store.add(bytes([number]) * SMALL_BYTES) for number in range(200)]
+    assert scene.store.get(first) is not None and scene.store.get(others[-1]) is None
+    assert all(scene.store.has(hash) for hash in others)
+    assert scene.store._small_bytes <= MOST_SMALL_BYTES
 
 
 def test_without_memory_it_is_an_ordinary_store(tmp_path: Path) -> None:
