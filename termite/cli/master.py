@@ -72,7 +72,14 @@ def prepare(argv: Sequence[str]) -> Job:
     paranoia = flags.switch(
         "paranoia", False, "check everything that is remembered after every change, and samples of it against the disk"
     )
-    flags.obsolete("cachedir", "files are served from where they lie, nothing is copied")
+    cachedir = flags.text(
+        "cachedir",
+        "",
+        "remember here which contents the system's large files have, so that the next master need not read them again; "
+        "no contents are kept: files are served from where they lie",
+        "DIR",
+        shown="~/.cache/termite",
+    )
     patience = flags.duration("time.patience", "3s", "how long to hope for a worker when there is none", 0)
     silence = flags.duration(
         "time.silence", f"{SILENCE_LIMIT_S:g}s", "a worker that sends nothing for this long is lost", 0.1, 3600
@@ -92,6 +99,7 @@ def prepare(argv: Sequence[str]) -> Job:
         exclude=excluded,
         sources=_sources(sourcedir.value, root, excluded),
         xattrs=xattr.value,
+        cachedir=_cachedir(cachedir.value),
         fetch_all=fetch_all.value,
         paranoia=paranoia.value,
         household_s=household.value,
@@ -120,6 +128,14 @@ def prepare(argv: Sequence[str]) -> Job:
         return 0
 
     return common.job(serve)
+
+
+def _cachedir(named: str) -> bytes:
+    """What -cachedir means."""
+    if named:
+        return os.path.abspath(os.fsencode(named))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(os.path.abspath(os.fsencode(base)), b"termite")
 
 
 def _sources(named: str, root: bytes, excluded: Sequence[bytes]) -> tuple[bytes, ...]:

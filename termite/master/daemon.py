@@ -25,6 +25,7 @@ from termite.errors import NoWorker, UsageError
 from termite.master.builds import ANSWERED, REMOTE
 from termite.master.dispatch import Dispatcher, DispatchOptions
 from termite.master.export import Export
+from termite.master.hashfile import HashFile
 from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalServer
 from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
@@ -65,6 +66,7 @@ class MasterOptions:
     silence_limit_s: float = 10.0
     sources: tuple[bytes, ...] = ()  # absolute paths of other directories of the project
     xattrs: bool = True  # keep hashes of the project's files there
+    cachedir: bytes = b""  # absolute path of where hashes of the system's files are kept; empty: nowhere
     fetch_all: bool = False
     paranoia: bool = False
     household_s: float = 5.0
@@ -99,7 +101,13 @@ class Master:
         root = paths.relative(options.root)
         self.root = root
         sources = [paths.relative(source) for source in options.sources]
-        self.export = Export(root, [paths.relative(e) for e in options.exclude], sources, xattrs=options.xattrs)
+        self.export = Export(
+            root,
+            [paths.relative(e) for e in options.exclude],
+            sources,
+            xattrs=options.xattrs,
+            hash_file=HashFile(options.cachedir) if options.cachedir else None,
+        )
         self.pool = Pool(jobs=options.jobs, arch=platform.machine(), keepalive_s=options.keepalive_s)
         self._protected = frozenset([SOCKET_NAME, os.path.basename(options.socket)])
         self.replayer = Replayer(paths.absolute(root), protected=self._protected)

@@ -21,6 +21,7 @@ from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
 from termite.attr.fingerprint import Fingerprint
 from termite.errors import PathError, PrivateError, Refused
 from termite.master.hashes import Hashes
+from termite.master.hashfile import HashFile
 from termite.master.staging import TEMP_PREFIX
 from termite.web.counting import Sizes
 from termite.wire.messages import Change, DirListing
@@ -52,6 +53,7 @@ class Export:
         sources: Sequence[bytes] = (),
         *,
         xattrs: bool = False,
+        hash_file: HashFile | None = None,
     ) -> None:
         self.writable_root = paths.checked(writable_root)
         self.roots = (self.writable_root, *map(paths.checked, sources))
@@ -59,7 +61,7 @@ class Export:
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
         self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
-        self.hashes = Hashes(self.roots if xattrs else (), self.roots)
+        self.hashes = Hashes(self.roots if xattrs else (), self.roots, hash_file)
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
         self.served = Sizes()  # contents sent, each time

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 
 from termite import paths
 from termite.attr.fileattr import Signature, signature_of
-from termite.errors import TermiteError
-from termite.store.manifest import MAX_BYTES, Manifest, cut
+from termite.errors import TermiteError, WireError
+from termite.master.hashfile import HashFile
+from termite.store.manifest import MAX_BYTES, Manifest, cut, decode_manifest
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +48,25 @@ _SET_SLACK_NS = 10_000_000
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
 
 
+KEPT_BYTES = 128 << 10
+"""Smaller files are read to be sent, so that knowing their hash would spare nothing."""
+
 PIECED_BYTES = 1 << 20
 """A larger file that is not the project's is named by its manifest.  One of the project is had as a whole: commands
 replace it, and whoever reads it meanwhile must go on reading what it was."""
 
 
 class Hashes:
-    """`roots`: below these, hashes are kept in xattrs; none: in memory only.  `project`: its trees."""
+    """`roots`: below these, hashes are kept in xattrs; none: in memory only.  `project`: its trees.
 
-    def __init__(self, roots: Sequence[bytes] = (), project: Sequence[bytes] = ()) -> None:
+    `file`: where hashes of large files that are not the project's are kept; None: in memory only.
+    """
+
+    def __init__(
+        self, roots: Sequence[bytes] = (), project: Sequence[bytes] = (), file: HashFile | None = None
+    ) -> None:
         self._roots = tuple(roots)
+        self._file = file
         self._project = tuple(project)
         self.manifests: dict[bytes, Manifest] = {}  # by hash, of the files that are named by one
         self._uid = os.geteuid()
@@ -69,6 +79,7 @@ class Hashes:
         self.in_roots = 0  # of these files, those whose hash a warm tree has in xattrs
         self.recalled = 0  # found in xattrs
         self.saved = 0  # put into xattrs
+        self.found = 0  # in the user's file
 
     # -- memory --------------------------------------------------------------------------------------
 
@@ -80,7 +91,9 @@ class Hashes:
         entry = self._known.get(path)
         if entry is not None and entry[0] == signature_of(st):
             return entry[1]
-        return self._recall(path, st) if recall and self._is_ours(path, st) else b""
+        if not recall:
+            return b""
+        return self._recall(path, st) if self._is_ours(path, st) else self._find_kept(path, st)
 
     def hash_contents(self, path: bytes, fd: int, size: int) -> bytes:
         """What names the contents of this open file of this size.  Reads it; on any thread."""
@@ -105,6 +118,7 @@ class Hashes:
             return
         self._known[path] = (signature, digest, time.time_ns())
         self._where[digest] = path
+        self._keep(path, st, digest)
         if self._is_ours(path, st):
             self._unsaved.pop(path, None)
             self._unsaved[path] = None
@@ -123,6 +137,39 @@ class Hashes:
     def path_of(self, digest: bytes) -> bytes | None:
         """A path that held these contents when it was last hashed."""
         return self._where.get(digest)
+
+    # -- the user's file -----------------------------------------------------------------------------
+
+    def _is_kept(self, path: bytes, st: os.stat_result) -> bool:
+        """Is this file's hash kept in the user's file?"""
+        return (
+            self._file is not None
+            and st.st_size > KEPT_BYTES
+            and not any(paths.is_inside(path, root) for root in self._project)
+        )
+
+    def _keep(self, path: bytes, st: os.stat_result, digest: bytes) -> None:
+        if self._file is not None and self._is_kept(path, st) and not self.is_racy(path):
+            manifest = self.manifests.get(digest)
+            self._file.keep(path, signature_of(st), digest, manifest.encode() if manifest is not None else b"")
+
+    def _find_kept(self, path: bytes, st: os.stat_result) -> bytes:
+        kept = self._file.find(path, signature_of(st)) if self._is_kept(path, st) and self._file is not None else None
+        if kept is None:
+            return b""
+        if kept.manifest:
+            try:
+                self.manifests[kept.hash] = decode_manifest(kept.manifest, st.st_size)
+            except WireError:
+                return b""
+        self.found += 1
+        self.remember(path, st, kept.hash)
+        return kept.hash
+
+    def save_file(self) -> None:
+        """What the user's file lacks is put into it."""
+        if self._file is not None:
+            self._file.save()
 
     # -- xattrs --------------------------------------------------------------------------------------
 
@@ -213,7 +260,7 @@ class Hashes:
 
     def status(self) -> dict[str, int]:
         """For people: `files` and `bytes` were read (`project`: files of the project), `recalled` came from
-        xattrs, `saved` went there.
+        xattrs, `saved` went there; `found`: of the system's files, in the user's file.
         """
         return {
             "files": self.files,
@@ -221,6 +268,7 @@ class Hashes:
             "project": self.in_roots,
             "recalled": self.recalled,
             "saved": self.saved,
+            "found": self.found,
         }
 
     # -- invariants ----------------------------------------------------------------------------------

@@ -94,6 +94,8 @@ class Upkeep:
         while self._export.hashes.unsaved and self.quiet.is_quiet():
             self._export.hashes.save_some(SAVE_AT_ONCE, SMALL_HASH_BYTES)
             await asyncio.sleep(0.002)
+        if self.quiet.is_quiet():
+            self._export.hashes.save_file()
 
     async def close(self) -> None:
         """Once no more commands come."""
@@ -101,6 +103,7 @@ class Upkeep:
             await self.prefetcher.close()
         for fd in list(self._watched):
             self._build_ends(fd)
+        self._export.hashes.save_file()
         until = time.monotonic() + LAST_SAVE_S
         while self._export.hashes.unsaved and time.monotonic() < until:
             self._export.hashes.save_some(SAVE_AT_ONCE, 1 << 62)

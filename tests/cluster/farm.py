@@ -109,6 +109,7 @@ class Farm:
             (self.bin / path.name).symlink_to(path)
         places = [p for p in os.environ["PATH"].split(":") if Path(p).resolve() != PROGRAMS.resolve()]
         self.env["PATH"] = ":".join([str(self.bin), *places])
+        self.env["XDG_CACHE_HOME"] = str(self.dir / "cache")
         self._serial = 0
 
     def run(self, name: str, *args: str, cwd: Path | None = None) -> Program:
