@@ -94,6 +94,7 @@ class Results:
     ) -> None:
         async with self._lock:
             inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
+            inline += sum(r.attr.size for r in done.files if r.moved_from)  # are read once more
             started = time.monotonic()
             try:
                 if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
