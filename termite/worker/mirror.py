@@ -109,6 +109,7 @@ class Mirror:
         self._root = b""
         self._tasks: dict[int, TaskRun] = {}
         self.contents = Contents(self._store, self._tell_daemon)
+        self._first_grant = asyncio.Event()
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
         self._habits = Habits()
         self._results = LargeResults(self._store)
@@ -183,8 +184,9 @@ class Mirror:
             net_fd=self._net_fd,
             sources=tuple(paths.checked(source) for source in message.sources),
         )
-        await self._make_template()
         self._tell_daemon(control.Wants(message.jobs, message.master))
+        await self._make_template()
+        await self._first_grant.wait()  # a master that hears of no slots looks for them elsewhere
         self._reporter.start()
         log.info("mirror of %s is mounted", message.master)
         return MirrorOpened(name=self.start.name, jobs=self.turns.granted, arch=self.start.arch)
@@ -454,6 +456,7 @@ class Mirror:
         message = control.decode(packet)
         if isinstance(message, control.Grant):
             self.turns.grant(message.jobs)
+            self._first_grant.set()
             self.conn.notify(Granted(message.jobs))
         elif isinstance(message, control.Drain):
             self.drain(message.reason)

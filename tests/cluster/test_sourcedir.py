@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.farm import Farm, Program, tree
+from tests.cluster.farm import Farm, Program, tree, wait_for
 
 SOURCES = 6
 
@@ -157,8 +157,9 @@ def test_fetch_all_fills_a_mirror_in_the_background_and_commands_ask_for_nothing
     master = project.master("-fetch-all")
     assert cluster.remote(project.build, "pwd").returncode == 0
     master.wait_log("has all of the project")
+    wait_for("every mirror to have all of it", lambda: project.inspect()["fetch_all"]["filling"] == 0)
     status = project.inspect()
-    assert status["fetch_all"]["filling"] == 0 and status["fetch_all"]["names"] >= SOURCES + 5
+    assert status["fetch_all"]["names"] >= SOURCES + 5
     hashed = status["hashed"]["project"]
     assert hashed >= SOURCES + 3, status
     result = cluster.remote(project.build, f"cat {project.source}/deep/er/file; cksum <{project.source}/large")
