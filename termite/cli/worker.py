@@ -90,8 +90,9 @@ def prepare(argv: Sequence[str], afterwards: Afterwards | None = None) -> Job:
     paranoia = flags.switch(
         "paranoia",
         False,
-        "check the cache after every change, and one in eight of the files that are read against the master's disk; "
-        "what is wrong is an ERROR in the log",
+        "check the cache after every change, one in eight of the files that are read against the master's disk, and "
+        "after each command a sample of names, as a box shows them, against what the master told; what is wrong is an "
+        "ERROR in the log",
     )
     heap_size = flags.size(
         "heap-size",

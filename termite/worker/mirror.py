@@ -317,6 +317,9 @@ class Mirror:
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
         self.done += 1
+        has_heard = self._forgetting is None or self._forgetting.done()
+        if self._paranoia is not None and self._mount is not None and has_heard:
+            self._paranoia.after_task(self._mount.mountpoint)
         self._end_if_worn()
         return reply
 
