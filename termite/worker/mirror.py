@@ -316,6 +316,10 @@ class Mirror:
         self._habits.note(run.cwd, reaped.directories)
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
+        if run.debug:
+            ms = (reply.message.ended_ns - reply.message.started_ns) / 1e6
+            files = len(reply.message.files)
+            log.info("task %d: status %d, %.1f ms in its box, %d files", run.task, reply.message.status, ms, files)
         self.done += 1
         has_heard = self._forgetting is None or self._forgetting.done()
         if self._paranoia is not None and self._mount is not None and has_heard:
