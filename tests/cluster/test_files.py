@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,21 @@ def tree_names(root: Path) -> list[bytes]:
     return sorted(n for n in out.stdout.split(b"\0") if n)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_remote_command_leaves_files_as_a_local_one_does(cluster: Farm, project: Path, name: str) -> None:
+@pytest.fixture
+def twin(cluster: Farm, project: Path) -> Iterator[Path]:
+    """Where the script runs plainly; both directories are empty afterwards, whatever happened."""
     twin = cluster.dir / "twin"
     twin.mkdir()
+    yield twin
+    _clear(twin)
+    twin.rmdir()
+    _clear(project)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_remote_command_leaves_files_as_a_local_one_does(
+    cluster: Farm, project: Path, twin: Path, name: str
+) -> None:
     for directory in (project, twin):
         _local(directory, PREPARE)
     cluster.command(project, "termite-shell-wrapper", "-refresh")
@@ -117,19 +129,14 @@ def test_a_remote_command_leaves_files_as_a_local_one_does(cluster: Farm, projec
     result = cluster.remote(project, SCRIPTS[name])
     assert result.returncode == 0, result.stderr
     _local(twin, SCRIPTS[name])
-    try:
-        assert tree_names(project) == tree_names(twin)
-        assert _special(project) == _special(twin)
-        if name != "fifo":
-            assert tree(project) == tree(twin)
-            assert _links(project) == _links(twin)
-            assert _times(project, before) == _times(twin, before)
-        if name == "sparse":
-            assert (project / "sparse").stat().st_blocks < 1000
-    finally:
-        _clear(twin)
-        twin.rmdir()
-        _clear(project)
+    assert tree_names(project) == tree_names(twin)
+    assert _special(project) == _special(twin)
+    if name != "fifo":
+        assert tree(project) == tree(twin)
+        assert _links(project) == _links(twin)
+        assert _times(project, before) == _times(twin, before)
+    if name == "sparse":
+        assert (project / "sparse").stat().st_blocks < 1000
 
 
 def test_a_gibibyte_file_comes_back_whole(cluster: Farm, project: Path) -> None:

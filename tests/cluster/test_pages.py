@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import markupsafe
 import pytest
 
 from bin.lib.browser import Browser, is_there
@@ -65,6 +66,9 @@ def test_json_and_metrics_of_all_three_tell_what_runs(site: Site) -> None:
     site.run(LABEL)
     pages = [address(program) for program in (site.coordinator, site.worker, site.master)]
     wait_for("the command on every page", lambda: all(b"sleep 60" in ask(page + "?json") for page in pages))
+    for page in pages:  # without JavaScript, and with every value escaped
+        text = ask(page).decode()
+        assert str(markupsafe.escape(LABEL)) in text and LABEL not in text
     coordinator, worker, master = (json.loads(ask(page + "?json")) for page in pages)
     assert [len(coordinator["workers"]), len(coordinator["masters"]), coordinator["running"]] == [1, 1, 1]
     assert coordinator["masters"][0]["name"] == worker["mirrors"][0]["master"] == master["name"]

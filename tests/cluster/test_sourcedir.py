@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,31 @@ def test_xattr_false_reads_the_project_again(cluster: Farm, project: OutOfTree) 
         assert (hashed["recalled"], hashed["saved"]) == (expected, 0) and hashed["files"] > SOURCES
         project.end(master)
     assert not any(os.listxattr(file) for file in project.source.glob("*.c"))
+
+
+def test_where_files_have_no_xattrs_it_works_and_one_line_says_what_is_lost(cluster: Farm) -> None:
+    top = cluster.dir / "ramfs"
+    top.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", str(top)], check=True)
+    try:
+        top.chmod(0o755)
+        with pytest.raises(OSError):
+            os.setxattr(top, "user.any", b"")
+        project = OutOfTree(cluster, top / "src", top / "build")
+        for _ in range(2):
+            master = project.master()
+            project.make()
+            (project.build / "all.a").unlink()
+            project.make()
+            hashed = project.inspect()["hashed"]
+            assert hashed["project"] >= SOURCES + 1 and (hashed["recalled"], hashed["saved"]) == (0, 0)
+            project.end(master)
+            (line,) = [line for line in master.log().splitlines() if "xattrs" in line]
+            assert "a new master hashes its files again" in line
+            for output in project.build.glob("*.o"):
+                output.unlink()
+    finally:
+        subprocess.run(["umount", str(top)], check=True)
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/var/tmp"])
