@@ -46,7 +46,7 @@ static const char HELP[] =
     "Before any of these:\n"
     "  -dir DIR            go to DIR first\n"
     "  -worker NAME        prefer this worker\n"
-    "  -dbg                keep and log everything about this command (also: TERMITE_DEBUG=1)\n"
+    "  -dbg                master and worker log what becomes of this command (also: TERMITE_DEBUG=1)\n"
     "\n"
     "The master is the one whose socket TERMITE_SOCKET names, else the nearest .termite-socket in this or a\n"
     "parent directory.  With TERMITE_LOCAL=1 the command simply runs here.  TERMITE_SHELL names the shell for\n"

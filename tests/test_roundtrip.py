@@ -194,6 +194,7 @@ echo one > src/one.c; echo two > src/two.c; echo deep > src/deep/er/file; echo x
 echo o > other/o; echo top > top; chmod 640 src/two.c; chmod 750 other; ln -s src/one.c link; ln -s dir dirlink
 echo shared > h1; ln h1 h2; printf 'old\n' > $'new\nline'; dd if=/dev/urandom of=big bs=1M count=2 status=none
 mkdir ro; echo r > ro/r; chmod 555 ro
+mkdir -p linked/deep; echo joint > linked/l1; ln linked/l1 linked/l2; ln linked/l1 linked/deep/l3; ln linked/l1 l0
 """
 
 SCRIPTS = {
@@ -239,6 +240,22 @@ SCRIPTS = {
     "hard link of the user replaced": "echo new > t; mv t h1",
     "hard link of the user overwritten by rename of an old file": "mv top h1",
     "hard link of the user deleted": "rm h2",
+    "hard link of the user renamed": "mv h1 away",
+    "hard link of the user renamed into another directory": "mv h1 dir/sub/h; rm dir/x",
+    "hard link of the user renamed over a file": "mv h1 top",
+    "hard link of the user renamed over another one": "ln src/one.c o2; mv h1 o2; mv h2 src/two.c",
+    "hard link of the user renamed and changed": "mv h1 away; echo more >> away; chmod 600 away",
+    "hard link of the user renamed and touched": "mv h1 away; touch -d 2001-01-01 away",
+    "hard link of the user renamed there and back": "mv h1 away; mv away h1",
+    "hard link of the user renamed, the other deleted": "mv h1 away; rm h2",
+    "hard link of the user renamed, its directory deleted": "mv linked/l1 out; rm -r linked",
+    "hard link of the user renamed, its directory too": "mv linked joined; mv joined/l1 out; "
+    "mv joined/deep/l3 joined/l4",
+    "hard link of the user under a new name": "ln h1 n1; ln h1 n2; rm h1",
+    "hard link of the user replaces a directory": "rmdir empty; mv h1 empty",
+    "hard link of the user gives way to another file": "mv h1 away; echo fresh > h1",
+    "hard links of the user all renamed": "mv h1 a1; mv h2 a2; mv linked/l1 a3",
+    "hard links of the user swap": "mv h1 t; mv linked/l1 h1; mv t linked/l1",
     "symlink hard link": "ln -s x s1; ln -P s1 s2; ln -P link link3",
     "unreadable": "echo secret > secret; chmod 0 secret; chmod 0 src/one.c; mkdir closed; echo x > closed/x; "
     "chmod 0 closed; chmod 0 dir",
@@ -279,7 +296,10 @@ def test_a_command_leaves_the_tree_as_a_local_run_does(trees: Trees, case: str) 
     Outcome(trees, shell(SCRIPTS[case])).check()
 
 
-@pytest.mark.parametrize("case", ["create", "rename over each other", "hard links", "sparse", "symlinks"])
+@pytest.mark.parametrize(
+    "case",
+    ["create", "rename over each other", "hard links", "hard links of the user all renamed", "sparse", "symlinks"],
+)
 def test_it_does_so_without_o_tmpfile_and_without_inline_contents(trees: Trees, case: str) -> None:
     subprocess.run(["bash", "-ec", PROJECT], cwd=trees.a, check=True)
     trees.freeze()

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Benchmarks on this machine; needs root.  Parts: {', '.join(PARTS)}; of overhead, the projects "
         f"{', '.join(ALL_PROJECTS)}.  Without any, all of them: more than an hour.",
         "[PART...]",
+        flags_anywhere=True,
     )
     rounds = flags.integer("rounds", FULL.rounds, "builds of each kind and project, and refreshes", 1, 100)
     commands = flags.integer("commands", FULL.commands, "commands that do nothing, for dispatch", 10, 100000)

@@ -219,6 +219,7 @@ def main() -> int:
         "machine, and compares every file.  What already differs between the two plain builds is named, not counted.  "
         f"It needs root, and minutes to an hour for each project.  Projects: {listed}.",
         "PROJECT...",
+        flags_anywhere=True,
     )  # fmt: skip
     jobs = flags.integer("j", 4, "jobs of make, and of both workers together", 2, 1000)
     rules = flags.switch("rules", False, "use the project's .termite-localrc of patches/, not the default rules")

@@ -93,6 +93,10 @@ class AttrCache:
         """True if the directory is known whole."""
         return path in self._dirs
 
+    def directories(self) -> list[bytes]:
+        """Those that are known whole."""
+        return list(self._dirs)
+
     def __len__(self) -> int:
         """How many names are known."""
         return sum(map(len, list(self._dirs.values())))

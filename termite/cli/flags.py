@@ -58,12 +58,16 @@ class Flag(Generic[T]):
 
 
 class Flags:
-    """The flags of one program."""
+    """The flags of one program.
 
-    def __init__(self, program: str, about: str, operands: str = "") -> None:
+    `flags_anywhere`: also after operands; not for programs whose operands are somebody else's command line.
+    """
+
+    def __init__(self, program: str, about: str, operands: str = "", *, flags_anywhere: bool = False) -> None:
         self.program = program
         self._about = about
         self._operands_shown = operands  # how operands are written in the usage line; empty: there are none
+        self._flags_anywhere = flags_anywhere
         self._flags: dict[str, Flag[Any]] = {}
         self._obsolete: list[str] = []
         self._version = self.switch("version", False, "print the version and end")
@@ -135,9 +139,15 @@ class Flags:
     def parse(self, argv: Sequence[str]) -> list[str]:
         """Sets the flags and returns the operands: what follows `--`, or begins at the first word that is no flag."""
         words = list(argv)
-        while words and words[0].startswith("-") and words[0] != "-":
+        operands: list[str] = []
+        while words:
             word = words.pop(0)
             if word == "--":
+                break
+            if not word.startswith("-") or word == "-":
+                operands.append(word)
+                if self._flags_anywhere:
+                    continue
                 break
             name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
             if name in ("h", "help"):
@@ -155,9 +165,10 @@ class Flags:
                 raise UsageError(f"-{name} needs a value: -{name} {flag.unit}; {self.program} -help explains it")
         if self._version.value:
             raise HelpWanted(f"{self.program} {__version__}")
-        if words and not self._operands_shown:
-            raise UsageError(f"unexpected {_shown(words[0])}: {self.program} takes flags only; -help lists them")
-        return words
+        operands += words
+        if operands and not self._operands_shown:
+            raise UsageError(f"unexpected {_shown(operands[0])}: {self.program} takes flags only; -help lists them")
+        return operands
 
     def help(self) -> str:
         """All there is to know, as text."""

@@ -88,7 +88,7 @@ def prepare(argv: Sequence[str]) -> Job:
     flags.parse(argv)
     named = coordinators.value or [os.environ.get("TERMITE_COORDINATOR") or "localhost"]
     root = os.getcwdb()
-    excluded = [os.path.abspath(os.fsencode(directory)) for directory in exclude.value]
+    excluded = _excluded(exclude.value, root)
     path = os.fsencode(socket.value) if socket.value else SOCKET_NAME
     options = MasterOptions(
         root=root,
@@ -136,6 +136,16 @@ def _cachedir(named: str) -> bytes:
         return os.path.abspath(os.fsencode(named))
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(os.path.abspath(os.fsencode(base)), b"termite")
+
+
+def _excluded(named: Sequence[str], root: bytes) -> list[bytes]:
+    """What -exclude means; UsageError if nothing could be built then."""
+    for directory in named:
+        path = os.path.abspath(os.fsencode(directory))
+        if path in (b"/", root):
+            what = "the project" if path == root else "everything"
+            raise UsageError(f"-exclude {directory}: that is {what}; name a directory that no command needs")
+    return [os.path.abspath(os.fsencode(directory)) for directory in named]
 
 
 def _sources(named: str, root: bytes, excluded: Sequence[bytes]) -> tuple[bytes, ...]:

@@ -20,7 +20,7 @@ from termite.cli.restart import kept_socket, restart
 from termite.cli.run import Job, common_flags, run_program, web_options
 from termite.errors import MountError, UsageError
 from termite.mirror.fuse import check_fuse
-from termite.wire.address import parse_address
+from termite.wire.address import check_host, parse_address
 from termite.wire.rpc import HEARTBEAT_S, SILENCE_LIMIT_S
 from termite.wire.transport import listening_socket
 from termite.worker.daemon import WEB_OFFSET, Worker, WorkerOptions
@@ -90,8 +90,9 @@ def prepare(argv: Sequence[str], afterwards: Afterwards | None = None) -> Job:
     paranoia = flags.switch(
         "paranoia",
         False,
-        "check the cache after every change, and one in eight of the files that are read against the master's disk; "
-        "what is wrong is an ERROR in the log",
+        "check the cache after every change, one in eight of the files that are read against the master's disk, and "
+        "after each command a sample of names, as a box shows them, against what the master told; what is wrong is an "
+        "ERROR in the log",
     )
     heap_size = flags.size(
         "heap-size",
@@ -111,6 +112,8 @@ def prepare(argv: Sequence[str], afterwards: Afterwards | None = None) -> Job:
     flags.parse(argv)
     if not coordinators.value:
         raise UsageError("-coordinator HOST:PORT is missing: the machine that runs termite-coordinator")
+    if advertise.value:
+        check_host("-advertise", advertise.value)
     account = _account(user.value)
     check_powers()
     retries = retry.value if port.value else 0

@@ -31,7 +31,7 @@ from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
 from termite.master.pool import Pool
 from termite.master.replay import Replayer
-from termite.master.results import Results
+from termite.master.results import Results, names_of
 from termite.master.shortcuts import find_shortcut
 from termite.master.suspicion import Suspicion
 from termite.master.task import Task
@@ -239,6 +239,9 @@ class Master:
         task = Task(next(self._ids), request, caller)
         decision = self.rules.current().decide(task.text)
         task.debug |= decision.debug
+        if task.debug:
+            rule = f"rule {decision.rule!r}" if decision.rule else "no rule"
+            task.note(f"{'local' if decision.local else 'not local'}, {rule}; {task.origin()}: {task.label()}")
         if decision.local:
             self._note_local(task, "local by rule")
             self._run_here(caller, recurse=decision.recurse, makes_stale=not decision.skip_refresh)
@@ -261,7 +264,7 @@ class Master:
         result = shortcut.perform(self.options.root, self._protected)
         if result is None:
             return False
-        log.debug("task %d: answered here: %s", task.id, task.label())
+        task.note(f"answered here: {task.label()}")
         self.dispatcher.tell_mirrors(self.export.note(result.changed_paths, {}))
         removed = [path for path in result.changed_paths if not os.path.lexists(paths.absolute(path))]
         self.results.report_conflicts(task, dict.fromkeys(removed))
@@ -312,9 +315,10 @@ class Master:
         started = time.monotonic()
         done = await self.dispatcher.run(task)
         self.overview.ended(task, done.status)
-        log.debug(
-            "task %d: status %d, %.1f ms: %s", task.id, done.status, (time.monotonic() - started) * 1e3, task.label()
-        )
+        took_ms = (time.monotonic() - started) * 1e3
+        task.note(f"status {done.status}, {took_ms:.1f} ms, on {task.worker}: {task.label()}")
+        if task.debug:
+            task.note(f"changed {names_of(done.files)}")
         return done.status
 
     async def _without_worker(self, task: Task, reason: str) -> None:
@@ -345,7 +349,7 @@ class Master:
 
     def _note_local(self, task: Task, why: str) -> None:
         self._count(task, why)
-        log.debug("task %d: %s: %s", task.id, why, task.label())
+        task.note(f"{why}: {task.label()}")
 
     def _run_here(self, caller: Caller, *, recurse: bool, makes_stale: bool, holds_slot: bool = False) -> None:
         self.local_runs.watch(caller.pid, makes_stale=makes_stale, holds_slot=holds_slot)

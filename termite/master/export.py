@@ -22,6 +22,7 @@ from termite.attr.fingerprint import Fingerprint
 from termite.errors import PathError, PrivateError, Refused
 from termite.master.hashes import Hashes
 from termite.master.hashfile import HashFile
+from termite.master.names import Names
 from termite.master.staging import TEMP_PREFIX
 from termite.web.counting import Sizes
 from termite.wire.messages import Change, DirListing
@@ -60,6 +61,7 @@ class Export:
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self._dir_attrs: dict[bytes, FileAttr] = {}
+        self._names = Names()
         self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
         self.hashes = Hashes(self.roots if xattrs else (), self.roots, hash_file)
         self.listings_told = 0
@@ -111,6 +113,8 @@ class Export:
         if st.st_mode & 0o077 == 0:
             return FileAttr(mode=kind, mtime_ns=st.st_mtime_ns, nlink=st.st_nlink)
         if kind == stat.S_IFREG:
+            if paths.is_inside(path, self.writable_root):
+                self._names.see(path, st)
             return attr_of(st, hash=self.hashes.known(path, st, recall=recall))
         return attr_of(st)
 
@@ -199,9 +203,17 @@ class Export:
         `hashes` gives the contents of files that were just written, so that they are not read again.
         """
         changes: dict[bytes, Change] = {}
-        for path in changed:
+        hashes = dict(hashes)
+        waiting = list(changed)
+        seen = set(waiting)
+        for path in waiting:  # grows: what was written through one name of a file shows in all
             directory, name = paths.split(path)
             self._look_again(path, directory, name, hashes.get(path, b""), changes)
+            for other in self._names.others(path):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+                    hashes[other] = hashes.get(path, b"")
             if directory not in changes:
                 self._look_at_directory(directory, changes)
         return list(changes.values())
@@ -220,6 +232,7 @@ class Export:
                 attr = self.remember_hash(path, st, digest)
         except OSError:
             attr = ABSENT
+            self._names.forget(path)
         if path in self.listed and not (attr.is_dir() and old is not None and old.is_dir()):
             self._forget_below(path)
         if entries is None:

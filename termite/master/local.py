@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 import struct
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
@@ -227,9 +228,13 @@ class LocalServer:
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
-        """Binds the socket, mode 0700; UsageError if another master answers on it."""
+        """Binds the socket, mode 0700; UsageError if another master answers on it, or if something else is there."""
+        shown = os.fsdecode(self.path)
+        try:
+            directory = os.open(os.path.dirname(self.path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise UsageError(f"cannot make the socket {shown}: its directory: {e.strerror}") from e
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        directory = os.open(os.path.dirname(self.path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Through the descriptor, because a socket's address has room for 107 bytes only.
         address = b"/proc/self/fd/%d/%s" % (directory, os.path.basename(self.path))
         try:
@@ -239,18 +244,20 @@ class LocalServer:
                 pass
             else:
                 raise UsageError(
-                    f"another master already serves {os.fsdecode(self.path)}; "
+                    f"another master already serves {shown}; "
                     "stop it with `termite-shell-wrapper -shutdown` in this directory"
                 )
             sock.close()
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             if os.path.lexists(self.path):
+                if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                    raise UsageError(f"cannot make the socket {shown}: something else is there; name another place")
                 os.unlink(self.path)
             old = os.umask(0o077)
             try:
                 sock.bind(address)
             except OSError as e:
-                raise UsageError(f"cannot make the socket {os.fsdecode(self.path)}: {e.strerror}") from e
+                raise UsageError(f"cannot make the socket {shown}: {e.strerror}") from e
             finally:
                 os.umask(old)
             os.chmod(self.path, 0o700)

@@ -113,16 +113,17 @@ class Prefetcher:
         return {"filling": len(self._filling), "names": self.files, "interrupted": self.interrupted}
 
     async def _fill(self, link: MirrorLink) -> None:
-        started, before = time.monotonic(), self.files
+        started, names = time.monotonic(), 0
         try:
             await self._quiet.wait()
             for portion in self._portions():
                 await self._offer(link, portion)
+                names += len(portion)
         except TermiteError as error:
             log.info("worker %s: fetching ahead ended: %s", link.name, error)
         else:
             took = time.monotonic() - started
-            log.info("worker %s: has all of the project, %d names in %.1f s", link.name, self.files - before, took)
+            log.info("worker %s: has all of the project, %d names in %.1f s", link.name, names, took)
 
     async def _offer(self, link: MirrorLink, portion: list[bytes]) -> None:
         while True:

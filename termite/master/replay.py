@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from termite import paths
 from termite.errors import ReplayError, TermiteError
+from termite.master.joined import Joined
 from termite.master.renames import Renames
 from termite.master.staging import TEMP_PREFIX, Content, Staged, Unfinished, fill, proc_path, temp_name
 from termite.master.tree import Tree
@@ -99,6 +100,7 @@ class _Apply:
 
     _tree: Tree
     _renames: Renames
+    _joined: Joined
 
     def __init__(self, root: bytes, protected: frozenset[bytes], unnamed: bool, clock: Span) -> None:
         self._root = root[1:]
@@ -114,8 +116,11 @@ class _Apply:
     def run(self, tree: Tree) -> Replayed:
         self._tree = tree
         moves = {path: self._relative(file.moved_from) for path, file in self._files.items() if file.moved_from}
-        self._renames = Renames(tree, moves, self._files)
+        directories = {path for path in moves if stat.S_ISDIR(self._files[path].attr.mode)}
+        self._renames = Renames(tree, {path: moves[path] for path in directories}, self._files)
+        self._joined = Joined(tree, {path: moves[path] for path in moves.keys() - directories}, self._files)
         try:
+            self._joined.start()
             self._renames.start()
             for path, file in self._files.items():
                 self.at = path
@@ -125,6 +130,7 @@ class _Apply:
                     self.at = path
                     self._link(path, self._relative(file.link_to))
         finally:
+            self._joined.close()
             self._renames.put_back()
             self._settle()
         return Replayed(sorted(self._absolute(path) for path in self._changed()), self._notes + tree.notes)
@@ -153,8 +159,8 @@ class _Apply:
             raise ReplayError(f"{paths.for_people(path)}: refused, not a file, directory, symlink or fifo")
         if not path and (kind != stat.S_IFDIR or file.moved_from or file.opaque):
             raise ReplayError("refused: a command cannot replace the project's own directory")
-        if file.moved_from and kind != stat.S_IFDIR:
-            raise ReplayError(f"{paths.for_people(path)}: refused, only a directory can be renamed by its result")
+        if file.moved_from and kind not in (stat.S_IFDIR, stat.S_IFREG):
+            raise ReplayError(f"{paths.for_people(path)}: refused, only directories and files can have been renamed")
         if kind == stat.S_IFREG and mode & _SET_ID:
             self._notes.append(f"{paths.for_people(path)}: set-id bits are not carried over")
         for other in (file.moved_from, file.link_to):
@@ -221,6 +227,8 @@ class _Apply:
         parent, name = paths.split(path)
         directory = self._tree.directory(parent)
         self._tree.changed.add(path)
+        if file.moved_from and self._joined.place(path) and not file.in_place:
+            return
         if file.in_place and self._write_in_place(directory, name, file, content):
             return
         if isinstance(content, Staged) and not content.used:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from termite import paths
 from termite.errors import PathError, ReplayError
 from termite.master.conflicts import Command, Conflicts
 from termite.master.export import Export
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 INLINE_REPLAY_FILES = 64
 INLINE_REPLAY_BYTES = 1 << 20
 """A result up to this size is replayed on the event loop (well under 5 ms); larger ones on a thread."""
+
+MOST_NAMES = 50
+"""Of the files that a command changed, in the log."""
 
 
 class Results:
@@ -94,6 +98,7 @@ class Results:
     ) -> None:
         async with self._lock:
             inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
+            inline += sum(r.attr.size for r in done.files if r.moved_from)  # are read once more
             started = time.monotonic()
             try:
                 if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
@@ -110,6 +115,13 @@ class Results:
         self.files += len(done.files)
         for note in replayed.notes:
             log.info("task %d: %s", task.id, note)
+
+
+def names_of(files: Sequence[FileResult]) -> str:
+    """What a command changed, for the log."""
+    shown = [("-" if file.attr.mode == 0 else "") + paths.for_people(paths.absolute(file.path)) for file in files]
+    more = [f"and {len(shown) - MOST_NAMES} more"] if len(shown) > MOST_NAMES else []
+    return ", ".join([*shown[:MOST_NAMES], *more]) or "nothing"
 
 
 def _written(files: list[FileResult]) -> dict[bytes, bytes | None]:

@@ -5,9 +5,13 @@ Holds what the command is, where it was tried, and how much of its output the ca
 
 from __future__ import annotations
 
+import logging
+
 from termite import paths
 from termite.command.shell import command_text
 from termite.master.local import FLAG_DEBUG, FLAG_MERGED, FLAG_STDIN, Caller, LocalRequest
+
+log = logging.getLogger(__name__)
 
 _DROPPED = (b"LD_PRELOAD=", b"TERMITE_")
 _KEPT = (b"TERMITE_DEBUG=",)
@@ -19,6 +23,15 @@ def remote_environment(env: list[bytes]) -> list[bytes]:
     A wrapper that is started inside a box (a makefile may name it as SHELL) just runs its command.
     """
     return [*(e for e in env if not e.startswith(_DROPPED) or e.startswith(_KEPT)), b"TERMITE_LOCAL=1"]
+
+
+def _value(env: list[bytes], name: bytes) -> bytes:
+    return next((e[len(name) + 1 :] for e in env if e.startswith(name + b"=")), b"")
+
+
+def _short(text: bytes) -> str:
+    shown = paths.for_people(text)
+    return shown if len(shown) <= 300 else shown[:297] + "..."
 
 
 class Task:
@@ -50,6 +63,18 @@ class Task:
         """The command as one short line for messages."""
         text = paths.for_people(self.text)
         return text if len(text) <= 120 else text[:117] + "..."
+
+    def note(self, text: str) -> None:
+        """A line in the log, if -debug asks for it for all commands, or TERMITE_DEBUG or a rule for this one."""
+        log.log(logging.INFO if self.debug else logging.DEBUG, "task %d: %s", self.id, text)
+
+    def origin(self) -> str:
+        """Where the command comes from; what make said that it is for (`MAKE_TARGET`, `MAKE_DEPS`), if it did."""
+        target, deps = (_value(self.request.env, name) for name in (b"MAKE_TARGET", b"MAKE_DEPS"))
+        parts = [f"pid {self.caller.pid} in {_short(self.request.cwd)}"]
+        parts += [f"target {_short(target)}"] if target else []
+        parts += [f"from {_short(deps)}"] if deps else []
+        return ", ".join(parts)
 
     def begin_try(self) -> None:
         """Another worker starts from the beginning: what was shown already will not be shown again."""

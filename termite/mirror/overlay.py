@@ -275,7 +275,7 @@ class _Reaper:
         finally:
             os.close(directory)
         try:
-            return self._came_from(fd, found.before, exactly=True)
+            return self._is_from(self._origin_of(fd), found.before)
         finally:
             os.close(fd)
 
@@ -295,7 +295,11 @@ class _Reaper:
         st = found.st
         fd = self._open_file(directory, found.name)
         try:
-            in_place = old.is_regular() and self._came_from(fd, found.before, exactly=linked or old.nlink > 1)
+            origin = self._origin_of(fd)
+            copied = bool(origin) and old.is_regular()
+            itself = copied and self._is_from(origin, found.before)
+            moved_from = self._linked_source(origin) if origin and not itself else b""
+            in_place = itself or (copied and not moved_from and not linked and old.nlink == 1)
             if old.is_regular() and not in_place and st.st_size == 0 and self._whiteout in os.listxattr(fd):
                 return FileResult(found.path, ABSENT)
             data = None
@@ -313,7 +317,10 @@ class _Reaper:
             return FileResult(found.path, attr, kept=True) if linked else None
         recent = st.st_mtime_ns > self._recent_ns
         self._taken.append((paths.join(found.directory, found.name), hash, st.st_size, recent))
-        return FileResult(found.path, attr, inline_at=self._inline(data), in_place=in_place)
+        if moved_from:
+            was = self._lower(moved_from)
+            in_place = (was.hash, was.mode, was.mtime_ns) != (hash, st.st_mode, st.st_mtime_ns)
+        return FileResult(found.path, attr, inline_at=self._inline(data), moved_from=moved_from, in_place=in_place)
 
     def _open_file(self, directory: int, name: bytes) -> int:
         try:
@@ -333,16 +340,30 @@ class _Reaper:
         self._inline_left -= len(data)
         return at
 
-    def _came_from(self, fd: int, before: bytes | None, *, exactly: bool) -> bool:
-        """True if this open upper file is a copy of a lower one; `exactly`: of the one at `before`."""
+    def _origin_of(self, fd: int) -> bytes:
+        """Of which lower file this open upper one is a copy, as the kernel wrote it down; b"": of none."""
         try:
-            origin = os.getxattr(fd, self._origin)
+            return os.getxattr(fd, self._origin)
         except OSError:
+            return b""
+
+    def _is_from(self, origin: bytes, before: bytes | None) -> bool:
+        """True if the lower file at `before` is meant, or if that cannot be told."""
+        if not origin or before is None:
             return False
-        if not exactly or before is None or self._lower_fd < 0:
+        if self._lower_fd < 0 or len(origin) <= _ORIGIN_HEAD:
             return True
         handle = _handle(self._lower_fd, before[len(self._root) :].lstrip(b"/"))
-        return not handle or len(origin) <= _ORIGIN_HEAD or origin[_ORIGIN_HEAD:] == handle
+        return not handle or origin[_ORIGIN_HEAD:] == handle
+
+    def _linked_source(self, origin: bytes) -> bytes:
+        """Where the lower file stands that was renamed, if it has other names on the master; else b""."""
+        inside = _place(self._lower_fd, origin)
+        if not inside:
+            return b""
+        source = paths.join(self._root, inside)
+        attr = self._lower(source)
+        return source if attr.is_regular() and attr.nlink > 1 and self._is_from(origin, source) else b""
 
 
 _ORIGIN_HEAD = 21
@@ -359,6 +380,29 @@ def _handle(directory: int, path: bytes) -> bytes:
     if _libc.name_to_handle_at(directory, path, ctypes.byref(handle), ctypes.byref(mount), 0) != 0:
         return b""
     return bytes(handle.bytes[: handle.size])
+
+
+def _place(directory: int, origin: bytes) -> bytes:
+    """Where below this lower directory the file of an `overlay.origin` stands; b"" if the kernel cannot tell.
+
+    It can as long as it remembers the file; the overlay has just used it.
+    """
+    handle = _FileHandle(len(origin) - _ORIGIN_HEAD, origin[4] if len(origin) > _ORIGIN_HEAD else 0)
+    if directory < 0 or not 0 < handle.size <= _HANDLE_BYTES:
+        return b""
+    ctypes.memmove(handle.bytes, origin[_ORIGIN_HEAD:], handle.size)
+    top_fd = os.open(b".", _OPEN | os.O_DIRECTORY, dir_fd=directory)  # which may be O_PATH: not good enough here
+    try:
+        fd = _libc.open_by_handle_at(top_fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+        if fd < 0:
+            return b""
+        try:
+            top, path = (os.readlink(b"/proc/self/fd/%d" % each) for each in (top_fd, fd))
+        finally:
+            os.close(fd)
+    finally:
+        os.close(top_fd)
+    return path[len(top) + 1 :] if path.startswith(top + b"/") else b""
 
 
 def _anonymous(attr: FileAttr) -> FileAttr:

@@ -41,6 +41,16 @@ def parse_address(text: str, default_port: int) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_host(flag: str, text: str) -> None:
+    """UsageError unless this is a host alone, without a port or brackets."""
+    try:
+        good = parse_address(text, 1) == (text, 1)
+    except UsageError:
+        good = False
+    if not good:
+        raise UsageError(f"{flag} {text!r}: give a name or an address of this machine, without a port")
+
+
 def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -208,10 +208,10 @@ class FileResult(Message, frozen=True, array_like=True):
     path: bytes
     attr: FileAttr  # mode 0: removed.  mtime_ns on the worker's clock; hash set for regular files
     inline_at: int = -1  # offset of the contents in the body of `Done`; -1: fetch by hash
-    moved_from: bytes = b""  # a directory that was renamed: its path before the command
+    moved_from: bytes = b""  # what was renamed, a directory or a file with other names: its path before the command
     opaque: bool = False  # a directory that replaced whatever stood there, children included
     link_to: bytes = b""  # another name of the file at this path: a hard link to that result or file
-    in_place: bool = False  # written through the existing file, not replaced by a new one
+    in_place: bool = False  # written through the existing file (or the renamed one), not replaced by a new one
     kept: bool = False  # contents as before, none sent; with in_place: mode or time are new, else others link to it
 
 

@@ -391,9 +391,12 @@ class Worker:
             log.warning("%s", e)
             return True
         if isinstance(message, control.Wants):
+            before = mirror.granted
             mirror.wanted = max(0, message.jobs)
             mirror.master = message.master or mirror.master
             self._share_slots()
+            if mirror.granted == before:  # every wish is answered
+                mirror.send(control.Grant(before))
         elif isinstance(message, control.Get):
             self._spawn(self._get(mirror, message))
         return True

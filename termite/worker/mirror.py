@@ -113,6 +113,7 @@ class Mirror:
         self._root = b""
         self._tasks: dict[int, TaskRun] = {}
         self.contents = Contents(self._store, self._tell_daemon)
+        self._first_grant = asyncio.Event()
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
         self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia)
         self._habits = Habits()
@@ -194,8 +195,9 @@ class Mirror:
             net_fd=self._net_fd,
             sources=tuple(paths.checked(source) for source in message.sources),
         )
-        await self._make_template()
         self._tell_daemon(control.Wants(message.jobs, message.master))
+        await self._make_template()
+        await self._first_grant.wait()  # a master that hears of no slots looks for them elsewhere
         self._reporter.start()
         log.info("mirror of %s is mounted", message.master)
         return MirrorOpened(name=self.start.name, jobs=self.turns.granted, arch=self.start.arch)
@@ -298,7 +300,14 @@ class Mirror:
         self._habits.note(run.cwd, reaped.directories)
         for note in reaped.notes:
             log.info("task %d: %s", run.task, note)
+        if run.debug:
+            ms = (reply.message.ended_ns - reply.message.started_ns) / 1e6
+            files = len(reply.message.files)
+            log.info("task %d: status %d, %.1f ms in its box, %d files", run.task, reply.message.status, ms, files)
         self.done += 1
+        has_heard = self._forgetting is None or self._forgetting.done()
+        if self._paranoia is not None and self._mount is not None and has_heard:
+            self._paranoia.after_task(self._mount.mountpoint)
         self._end_if_worn()
         return reply
 
@@ -453,6 +462,7 @@ class Mirror:
         message = control.decode(packet)
         if isinstance(message, control.Grant):
             self.turns.grant(message.jobs)
+            self._first_grant.set()
             self.conn.notify(Granted(message.jobs))
         elif isinstance(message, control.Drain):
             self.drain(message.reason)

@@ -99,6 +99,15 @@ def test_operands_begin_after_two_dashes_or_at_the_first_word_that_is_no_flag() 
     assert Example("COMMAND...").parse("--") == []
 
 
+def test_where_no_command_line_follows_flags_may_stand_after_operands() -> None:
+    flags = Flags("bin/example", "Does things to names.", "[NAME...]", flags_anywhere=True)
+    jobs, quick = flags.integer("jobs", 4, "at once"), flags.switch("quick", False, "in a hurry")
+    assert flags.parse(["lua", "-quick", "make", "-jobs", "2", "-", "--", "-jobs"]) == ["lua", "make", "-", "-jobs"]
+    assert (jobs.value, quick.value) == (2, True)
+    with pytest.raises(UsageError, match="unknown flag -quik; did you mean -quick"):
+        flags.parse(["lua", "-quik"])
+
+
 def test_flags_of_the_past_are_accepted() -> None:
     assert Example().parse("-heap-size 16 -stderr") == []
 

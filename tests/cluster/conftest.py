@@ -11,12 +11,23 @@ import pytest
 
 from tests.cluster.farm import Farm
 
-OVER_SSH = {"test_commands", "test_peers", "test_races", "test_rules", "test_worker_life"}
+OVER_SSH = {"test_commands", "test_pages", "test_peers", "test_races", "test_rules", "test_worker_life"}
 """Modules that run twice: the second time the farm's secret is an SSH key."""
+
+ONLY_SSH = bool(os.environ.get("TERMITE_TEST_SSH"))
+"""All modules run once, inside SSH."""
+
+OF_THEIR_OWN = {"test_ssh"}
+"""Modules that choose the farm's secret themselves."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rpartition(".")[2] in OVER_SSH and "over_ssh" in metafunc.fixturenames:
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "over_ssh" not in metafunc.fixturenames or module in OF_THEIR_OWN:
+        return
+    if ONLY_SSH:
+        metafunc.parametrize("over_ssh", [True], ids=["ssh"], indirect=True, scope="module")
+    elif module in OVER_SSH:
         metafunc.parametrize("over_ssh", [False, True], ids=["secret", "ssh"], indirect=True, scope="module")
 
 

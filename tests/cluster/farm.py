@@ -179,8 +179,15 @@ class Farm:
         return self.command(root, "termite-shell-wrapper", "-exec", shell, "-c", text, limit_s=limit_s)
 
     def stop(self) -> None:
+        """All of them, also when one does not end as it should."""
+        trouble: list[AssertionError] = []
         for program in reversed(self.programs):
-            program.stop()
+            try:
+                program.stop()
+            except AssertionError as e:
+                trouble.append(e)
+        if trouble:
+            raise trouble[0]
 
     def close(self) -> None:
         try:

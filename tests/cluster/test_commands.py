@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -56,6 +57,13 @@ def test_output_of_a_long_command_is_seen_while_it_runs(cluster: Farm, project: 
         process.send_signal(signal.SIGINT)
         process.wait(10)
         process.stdout.close()
+
+
+def test_commands_one_after_the_other_stay_on_one_worker(cluster: Farm, project: Path) -> None:
+    for _ in range(3):
+        assert cluster.remote(project, "seq 1; true").stdout == b"1\n"
+    opened = re.findall(r"mirror open, (\d+) slots", cluster.programs[-1].log())
+    assert opened == ["2"], "it knew at once that there were slots"
 
 
 def test_an_interrupted_wrapper_ends_the_remote_command(cluster: Farm, project: Path) -> None:

@@ -261,6 +261,27 @@ def test_bad_flags_are_refused_in_one_line(farm: Farm) -> None:
     assert "tmpdir" in failing(farm, "termite-worker", *secret, "-coordinator", "h:1", "-tmpdir", "/no/such/dir")
     assert "fallback" in failing(farm, "termite-master", *secret, "-coordinator", "h:1", "-fallback", "maybe")
     assert "jobs" in failing(farm, "termite-master", *secret, "-coordinator", "h:1", "-jobs", "none")
+    worker = ("termite-worker", *secret, "-coordinator", "h:1")
+    for host in ("a b", "host:1", "[::1]"):
+        assert "without a port" in failing(farm, *worker, "-advertise", host)
+
+
+def test_a_master_refuses_flags_that_make_no_sense_in_one_line_and_touches_nothing(farm: Farm) -> None:
+    root = farm.dir / "project"
+    root.mkdir()
+    (root / "Makefile").write_text("all:\n")
+    command = ("termite-master", "-secret", str(farm.secret), "-port", "off", "-coordinator")
+    for address in ("h:0", "h:99999", "http://h", ":1233", "[::1", "a b"):
+        assert f"address {address!r}" in failing(farm, *command, address, cwd=root)
+    assert "there is an empty one in it" in failing(farm, *command, "", cwd=root)
+    assert "address 'h:x'" in failing(farm, *command[:-1], cwd=root, TERMITE_COORDINATOR="h:x")
+    good = (*command, "h:1")
+    assert "that is the project" in failing(farm, *good, "-exclude", ".", cwd=root)
+    assert "that is everything" in failing(farm, *good, "-exclude", "/", cwd=root)
+    assert "something else is there" in failing(farm, *good, "-socket", "Makefile", cwd=root)
+    assert "something else is there" in failing(farm, *good, "-socket", ".", cwd=root)
+    assert "No such file" in failing(farm, *good, "-socket", "no/such/socket", cwd=root)
+    assert [path.name for path in root.iterdir()] == ["Makefile"]
 
 
 def test_a_taken_port_is_named_in_one_line(farm: Farm) -> None:

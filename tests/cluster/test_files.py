@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.cluster.farm import Farm, tree
 PREPARE = b"""
 mkdir -p d/e full empty; echo one > a; echo two > b; echo three > d/c; echo deep > d/e/f; chmod 644 a b
 ln -s a link; ln -s nowhere dangling; for i in 1 2 3; do echo $i > full/$i; done; ln a a-twin
+mkdir linked; echo x > linked/x; ln linked/x full/x
 """
 
 SCRIPTS: dict[str, bytes] = {
@@ -47,6 +49,9 @@ SCRIPTS: dict[str, bytes] = {
     "sparse": b"truncate -s 50M sparse; printf end >> sparse",
     "hard links": b"ln b b2; ln b d/b3; echo new > n1; ln n1 n2",
     "write to a hard linked file": b"echo both >> a",
+    "rename a hard linked file": b"mv a d/moved",
+    "rename and change a hard linked file": b"mv a b; echo both >> b",
+    "rename a hard linked file out of a removed directory": b"mv linked/x y; rm -rf linked",
     "unreadable": b"echo secret > u; chmod 0000 u; mkdir ud; echo x > ud/x; chmod 0000 ud; chmod 0755 ud",
     "private": b"umask 077; echo x > p; mkdir pd",
     "empty directory": b"mkdir -p x/y/z",
@@ -102,10 +107,21 @@ def tree_names(root: Path) -> list[bytes]:
     return sorted(n for n in out.stdout.split(b"\0") if n)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_remote_command_leaves_files_as_a_local_one_does(cluster: Farm, project: Path, name: str) -> None:
+@pytest.fixture
+def twin(cluster: Farm, project: Path) -> Iterator[Path]:
+    """Where the script runs plainly; both directories are empty afterwards, whatever happened."""
     twin = cluster.dir / "twin"
     twin.mkdir()
+    yield twin
+    _clear(twin)
+    twin.rmdir()
+    _clear(project)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_remote_command_leaves_files_as_a_local_one_does(
+    cluster: Farm, project: Path, twin: Path, name: str
+) -> None:
     for directory in (project, twin):
         _local(directory, PREPARE)
     cluster.command(project, "termite-shell-wrapper", "-refresh")
@@ -113,19 +129,14 @@ def test_a_remote_command_leaves_files_as_a_local_one_does(cluster: Farm, projec
     result = cluster.remote(project, SCRIPTS[name])
     assert result.returncode == 0, result.stderr
     _local(twin, SCRIPTS[name])
-    try:
-        assert tree_names(project) == tree_names(twin)
-        assert _special(project) == _special(twin)
-        if name != "fifo":
-            assert tree(project) == tree(twin)
-            assert _links(project) == _links(twin)
-            assert _times(project, before) == _times(twin, before)
-        if name == "sparse":
-            assert (project / "sparse").stat().st_blocks < 1000
-    finally:
-        _clear(twin)
-        twin.rmdir()
-        _clear(project)
+    assert tree_names(project) == tree_names(twin)
+    assert _special(project) == _special(twin)
+    if name != "fifo":
+        assert tree(project) == tree(twin)
+        assert _links(project) == _links(twin)
+        assert _times(project, before) == _times(twin, before)
+    if name == "sparse":
+        assert (project / "sparse").stat().st_blocks < 1000
 
 
 def test_a_gibibyte_file_comes_back_whole(cluster: Farm, project: Path) -> None:
@@ -148,6 +159,19 @@ def test_a_result_is_seen_by_the_next_command_on_any_worker(cluster: Farm, proje
     cluster.remote(project, "rm f0; mv s t; echo new > f1")
     seen = cluster.remote(project, "ls; cat f1; ls t")
     assert seen.stdout.split() == b"f1 f2 f3 f4 f5 t new 0 1 2 3 4 5".split(), seen.stderr
+
+
+def test_what_is_written_through_one_name_of_a_file_is_seen_through_the_others(cluster: Farm, project: Path) -> None:
+    (project / "d").mkdir()
+    (project / "one").write_text("1\n")
+    os.link(project / "one", project / "d" / "two")
+    cluster.command(project, "termite-shell-wrapper", "-refresh")
+    assert cluster.remote(project, "cat one d/two").stdout == b"1\n1\n"
+    assert cluster.remote(project, "echo 2 >> one").returncode == 0
+    assert cluster.remote(project, "cat one d/two").stdout == b"1\n2\n" * 2
+    assert cluster.remote(project, "mv d/two two; echo 3 >> two").returncode == 0
+    assert cluster.remote(project, "cat one two").stdout == b"1\n2\n3\n" * 2
+    assert (project / "one").samefile(project / "two")
 
 
 def test_nothing_outside_the_writable_root_changes(cluster: Farm, project: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import markupsafe
 import pytest
 
 from bin.lib.browser import Browser, is_there
@@ -65,6 +66,9 @@ def test_json_and_metrics_of_all_three_tell_what_runs(site: Site) -> None:
     site.run(LABEL)
     pages = [address(program) for program in (site.coordinator, site.worker, site.master)]
     wait_for("the command on every page", lambda: all(b"sleep 60" in ask(page + "?json") for page in pages))
+    for page in pages:  # without JavaScript, and with every value escaped
+        text = ask(page).decode()
+        assert str(markupsafe.escape(LABEL)) in text and LABEL not in text
     coordinator, worker, master = (json.loads(ask(page + "?json")) for page in pages)
     assert [len(coordinator["workers"]), len(coordinator["masters"]), coordinator["running"]] == [1, 1, 1]
     assert coordinator["masters"][0]["name"] == worker["mirrors"][0]["master"] == master["name"]
@@ -131,3 +135,70 @@ def test_a_person_clicks_through_all_pages_and_restarts_a_worker(site: Site) -> 
         assert PASSWORD not in browser.url
         site.worker.wait_log("told by the coordinator: restart")
         assert browser.console() == []
+
+
+class Person:
+    """Somebody in front of the coordinator's page, who knows the password."""
+
+    def __init__(self, site: Site, browser: Browser) -> None:
+        self.site = site
+        self.browser = browser
+
+    def presses(self, command: str, said: str) -> None:
+        """A button, and the line that tells of it."""
+        self.browser.open(address(self.site.coordinator))
+        self.browser.type("//input[@type='password']", PASSWORD)
+        self.browser.click(f"//button[@value={json.dumps(command)}]")
+        wait_for(f"{said!r} on the page", lambda: said in self.browser.text)
+
+    def sees_workers(self, *names: str) -> None:
+        """All of these are listed with their slots, and nobody else."""
+        rows = "return [...document.querySelectorAll('main table')][0].innerText"
+
+        def seen() -> list[str]:
+            return re.findall(r"^(\S+:\d+)\s+running\b", str(self.browser.run(rows)), re.MULTILINE)
+
+        wait_for(f"{names} on the page, without a click", lambda: sorted(seen()) == sorted(names))
+
+
+def test_the_buttons_restart_and_end_real_workers_and_lose_no_command(site: Site) -> None:
+    if not is_there():
+        pytest.skip("chromium or chromedriver is missing; bin/setup -tests installs them")
+    farm, first = site.farm, site.worker
+    site.run("sleep 4; echo made > made")
+    assert site.running is not None
+    first.wait_log("is mounted")
+    names = [json.loads(ask(address(first) + "?json"))["name"]]
+    wait_for("the command on its worker", lambda: b"echo made" in ask(address(first) + "?json"))
+    with Browser() as browser:
+        person = Person(site, browser)
+        person.presses(f"restart {names[0]}", f"restart: {names[0]}")
+        first.wait_log("(?s)the worker restarts")
+        assert site.running.wait(60) == 0 and (site.root / "made").read_text() == "made\n"
+        first.wait_log("(?s)the worker restarts.*listening on port.*coordinator .* reached")
+        person.sees_workers(names[0])
+        assert farm.remote(site.root, "seq 2; true").stdout == b"1\n2\n"
+
+        second = farm.worker(1, "-web-port", "0")
+        names.append(json.loads(ask(address(second) + "?json"))["name"])
+        person.sees_workers(*names)
+        person.presses("restart", "restart: 2 of 2 workers")
+        for worker, times in ((first, 3), (second, 2)):
+            wait_for("all of them to begin anew", lambda w=worker, n=times: w.log().count("listening on port") == n)
+        person.sees_workers(*names)
+        assert farm.remote(site.root, "seq 2; true").stdout == b"1\n2\n"
+
+        site.run("sleep 4; echo again > again")
+        wait_for("the command on a worker", lambda: any(b"again" in ask(address(w) + "?json") for w in (first, second)))
+        person.presses(f"kill {names[0]}", f"kill: {names[0]}")
+        assert site.running.wait(60) == 0 and (site.root / "again").read_text() == "again\n"
+        assert first.process.wait(20) == 0
+        person.sees_workers(names[1])
+        assert farm.remote(site.root, "seq 3; true").stdout == b"1\n2\n3\n"
+
+        person.presses("kill", "kill: 1 of 1 workers")
+        assert second.process.wait(20) == 0
+        person.sees_workers()
+        wait_for("nobody is left, and that is said", lambda: "none: start termite-worker" in browser.text)
+        assert browser.console() == []
+    assert "lost on" not in site.master.log() and " lost:" not in site.master.log(), site.master.log()

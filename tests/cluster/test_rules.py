@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,28 @@ def test_a_rule_file_that_breaks_while_the_master_runs_fails_the_make_with_the_r
     assert b".termite-localrc" in result.stderr
     (root / ".termite-localrc").write_text(json.dumps(DEFAULT))
     assert farm.make(root).returncode == 0
+
+
+def test_a_command_that_is_to_be_watched_is_in_both_logs_under_its_id(cluster: Farm, project: Path) -> None:
+    master = cluster.programs[-1]
+    (project / ".termite-localrc").write_text('[{"Regexp": "watched", "Local": false, "Debug": true}, {"Regexp": ".*"}]')
+    assert cluster.remote(project, "echo quiet >quiet; true").returncode == 0
+    assert cluster.remote(project, "echo watched >made; rm -f quiet; exit 3").returncode == 3
+    env = {"TERMITE_DEBUG": "1", "MAKE_TARGET": "prog", "MAKE_DEPS": "a.o b.o"}
+    shown = cluster.command(project, "termite-shell-wrapper", "-exec", "/bin/sh", "-c", "seq 2; true", env=env)
+    assert shown.stdout == b"1\n2\n"
+    log = master.log()
+    assert "quiet >quiet" not in log
+    decided = re.findall(r" I master.task: task (\d+): (not local, .*)", log)
+    assert len(decided) == 2
+    (first, by_rule), (second, by_environment) = decided
+    assert by_rule.startswith("not local, rule 'watched'; pid ") and "watched >made" in by_rule
+    assert f"in {project}, target prog, from a.o b.o: " in by_environment and "rule '.*'" in by_environment
+    assert re.search(rf"task {first}: status 768, [\d.]+ ms, on \S+: ", log)
+    (changed,) = re.findall(rf"task {first}: changed (.*)", log)
+    assert set(changed.split(", ")) - {str(project)} == {f"{project}/made", f"-{project}/quiet"}
+    assert f"task {second}: changed nothing\n" in log
+    workers = [program.log() for program in cluster.programs if program.name == "termite-worker"]
+    for number, status, files in ((first, 768, "[23]"), (second, 0, "0")):  # the project's directory may be one
+        line = rf"task {number}: status {status}, [\d.]+ ms in its box, {files} files\n"
+        assert any(re.search(line, text) for text in workers), line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.farm import Farm, Program, tree
+from tests.cluster.farm import Farm, Program, tree, wait_for
 
 SOURCES = 6
 
@@ -113,6 +114,31 @@ def test_xattr_false_reads_the_project_again(cluster: Farm, project: OutOfTree) 
     assert not any(os.listxattr(file) for file in project.source.glob("*.c"))
 
 
+def test_where_files_have_no_xattrs_it_works_and_one_line_says_what_is_lost(cluster: Farm) -> None:
+    top = cluster.dir / "ramfs"
+    top.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", str(top)], check=True)
+    try:
+        top.chmod(0o755)
+        with pytest.raises(OSError):
+            os.setxattr(top, "user.any", b"")
+        project = OutOfTree(cluster, top / "src", top / "build")
+        for _ in range(2):
+            master = project.master()
+            project.make()
+            (project.build / "all.a").unlink()
+            project.make()
+            hashed = project.inspect()["hashed"]
+            assert hashed["project"] >= SOURCES + 1 and (hashed["recalled"], hashed["saved"]) == (0, 0)
+            project.end(master)
+            (line,) = [line for line in master.log().splitlines() if "xattrs" in line]
+            assert "a new master hashes its files again" in line
+            for output in project.build.glob("*.o"):
+                output.unlink()
+    finally:
+        subprocess.run(["umount", str(top)], check=True)
+
+
 @pytest.mark.parametrize("place", ["/tmp", "/var/tmp"])
 def test_sources_below_a_directory_that_every_box_has_of_its_own_are_visible(cluster: Farm, place: str) -> None:
     with tempfile.TemporaryDirectory(prefix="termite-test-", dir=place) as name:
@@ -157,8 +183,9 @@ def test_fetch_all_fills_a_mirror_in_the_background_and_commands_ask_for_nothing
     master = project.master("-fetch-all")
     assert cluster.remote(project.build, "pwd").returncode == 0
     master.wait_log("has all of the project")
+    wait_for("every mirror to have all of it", lambda: project.inspect()["fetch_all"]["filling"] == 0)
     status = project.inspect()
-    assert status["fetch_all"]["filling"] == 0 and status["fetch_all"]["names"] >= SOURCES + 5
+    assert status["fetch_all"]["names"] >= SOURCES + 5
     hashed = status["hashed"]["project"]
     assert hashed >= SOURCES + 3, status
     result = cluster.remote(project.build, f"cat {project.source}/deep/er/file; cksum <{project.source}/large")

@@ -15,6 +15,7 @@ from termite.attr.fingerprint import fingerprints
 from termite.errors import PathError, PrivateError
 from termite.master.export import Export, read_and_hash
 from termite.master.hashes import hash_file
+from termite.master.names import Names
 from termite.wire.messages import Change
 
 
@@ -175,6 +176,37 @@ def test_noted_results_are_told_with_the_hash_that_is_known(export: Export, root
     (root / "out").unlink()
     gone = {c.path: c for c in export.note([rel(root / "out")], {})}
     assert not gone[rel(root / "out")].attr.exists()
+
+
+def test_what_was_written_through_one_name_is_told_of_all_names(export: Export, root: Path) -> None:
+    (root / "d").mkdir()
+    (root / "one").write_text("before")
+    os.link(root / "one", root / "d" / "two")
+    os.link(root / "one", root / "three")
+    export.read_dir(rel(root))
+    export.read_dir(rel(root / "d"))
+    (root / "three").unlink()
+    (root / "three").write_text("a file of its own")
+    (root / "one").write_text("after!")
+    digest = hashlib.sha256(b"after!").digest()
+    changes = {c.path: c.attr for c in export.note([rel(root / "one")], {rel(root / "one"): digest})}
+    assert changes[rel(root / "d" / "two")].hash == changes[rel(root / "one")].hash == digest
+    assert rel(root / "three") not in changes, "another file by now, whose hash this is not"
+
+
+def test_names_are_forgotten_with_their_files(root: Path) -> None:
+    names = Names()
+    for round in range(3):
+        (root / "a").write_text(str(round))
+        os.link(root / "a", root / "b")
+        for name in ("a", "b"):
+            names.see(rel(root / name), (root / name).lstat())
+        assert names.others(rel(root / "a")) == [rel(root / "b")]
+        (root / "a").unlink()
+        names.forget(rel(root / "a"))
+        names.see(rel(root / "b"), (root / "b").lstat())
+        (root / "b").unlink()
+    assert len(names) == 0 and names.others(rel(root / "b")) == []
 
 
 def test_hashing_reads_the_whole_file_and_leaves_its_offset(root: Path) -> None:

@@ -45,11 +45,19 @@ class Tree:
         return self.root[1:] + b"/" + os.fsencode(name) if name else self.root[1:]
 
     def file(
-        self, name: str, data: bytes = b"data", *, mode: int = 0o644, mtime: int = 0, in_place: bool = False
+        self,
+        name: str,
+        data: bytes = b"data",
+        *,
+        mode: int = 0o644,
+        mtime: int = 0,
+        in_place: bool = False,
+        was: str = "",
     ) -> None:
         hash = hashlib.sha256(data).digest()
         attr = FileAttr(stat.S_IFREG | mode, len(data), mtime or self.span.started_ns, hash=hash)
-        self.files.append(FileResult(self.at(name), attr, inline_at=0, in_place=in_place))
+        moved_from = self.at(was) if was else b""
+        self.files.append(FileResult(self.at(name), attr, inline_at=0, in_place=in_place, moved_from=moved_from))
         self.contents[self.at(name)] = data
 
     def directory(self, name: str, *, mode: int = 0o755, mtime: int = 0, opaque: bool = False, was: str = "") -> None:
@@ -186,6 +194,47 @@ def test_a_hard_link_within_a_result_is_one_file(tree: Tree) -> None:
     tree.link("c", "b")
     tree.apply()
     assert len({(tree.path / name).stat().st_ino for name in "abc"}) == 1 and tree.leftovers() == []
+
+
+def test_a_renamed_file_stays_joined_to_its_other_names(tree: Tree) -> None:
+    ino = tree.has("d/a", "data").stat().st_ino
+    os.link(tree.path / "d" / "a", tree.path / "twin")
+    tree.file("moved", was="d/a")
+    tree.removed("d/a")
+    tree.apply()
+    assert (tree.path / "moved").stat().st_ino == (tree.path / "twin").stat().st_ino == ino
+    assert not (tree.path / "d" / "a").exists() and tree.leftovers() == []
+
+
+@pytest.mark.parametrize("meanwhile", ["changed", "gone", "alone", "a link"])
+def test_a_renamed_file_that_is_not_what_the_command_saw_is_made_anew(tree: Tree, meanwhile: str) -> None:
+    source = tree.has("a", "data")
+    if meanwhile != "alone":
+        os.link(source, tree.path / "twin")
+    if meanwhile == "changed":
+        source.write_text("DATA")
+    elif meanwhile in ("gone", "a link"):
+        source.unlink()
+    if meanwhile == "a link":
+        source.symlink_to("twin")
+    tree.file("moved", was="a")
+    tree.removed("a")
+    tree.apply()
+    assert (tree.path / "moved").read_text() == "data" and (tree.path / "moved").stat().st_nlink == 1
+    assert tree.leftovers() == []
+
+
+def test_a_rename_that_fails_half_way_leaves_no_temporary_name(tree: Tree) -> None:
+    os.link(tree.has("a", "data"), tree.path / "twin")
+    (tree.path / "d").mkdir()
+    tree.begin()
+    tree.file("d", was="a")
+    (tree.path / "d" / "unseen").write_text("x")
+    os.utime(tree.path / "d" / "unseen")
+    tree.span = Span(0, tree.span.received_ns, *tree.span[2:])
+    with pytest.raises(ReplayError):
+        tree.apply()
+    assert tree.leftovers() == [] and (tree.path / "a").samefile(tree.path / "twin")
 
 
 def test_attributes_change_without_contents(tree: Tree) -> None:

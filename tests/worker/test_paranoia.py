@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
+import os
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from termite.attr.cache import AttrCache
 from termite.attr.fileattr import FileAttr
-from termite.wire.messages import Checked
+from termite.mirror.fuse import Mount
+from termite.wire.messages import Checked, DirListing
 from termite.worker.paranoia import Paranoia
+from tests.mirror.told import FakeMaster
 
 GOOD = FileAttr(mode=stat.S_IFREG | 0o644, size=3, mtime_ns=5, hash=b"h" * 32)
 
@@ -63,3 +70,71 @@ def test_an_inconsistent_cache_is_a_breach(caplog: pytest.LogCaptureFixture, mon
     monkeypatch.setattr(cache, "check", broken)
     paranoia.after_change("3 changes")
     assert "after 3 changes: src leads nowhere" in caplog.text
+
+
+# -- what a box sees ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[tuple[FakeMaster, Mount]]:
+    """d/f and l in a real mount, all of it in the kernel's caches."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("/dev/fuse is missing")
+    master = FakeMaster()
+    master.directory(b"d")
+    master.file(b"d/f", b"contents\n")
+    master.link(b"l", b"d/f")
+    (tmp_path / "mnt").mkdir()
+    mount = Mount(master.view, os.fsencode(tmp_path / "mnt"))
+    mount.start()
+    try:
+        (tmp_path / "mnt" / "l").read_bytes()
+        yield master, mount
+    finally:
+        mount.stop()
+
+
+def look(master: FakeMaster, mount: Mount, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.set_level(logging.ERROR)
+    paranoia = Paranoia(master.view.cache)
+    asyncio.run(paranoia.look_through(mount.mountpoint, [b"d", b"d/f", b"l", b"d/none"]))
+    assert paranoia.checked == 4
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_box_that_sees_what_was_told_is_no_breach(
+    mounted: tuple[FakeMaster, Mount], caplog: pytest.LogCaptureFixture
+) -> None:
+    master, mount = mounted
+    assert look(master, mount, caplog) == []
+    master.file(b"d/f", b"other contents\n")
+    master.file(b"d/none", b"")
+    mount.forget(master.tell(b"d/f", b"d/none"))
+    assert look(master, mount, caplog) == []
+
+
+def test_news_that_the_kernel_did_not_hear_are_a_breach_that_names_path_and_both_values(
+    mounted: tuple[FakeMaster, Mount], caplog: pytest.LogCaptureFixture
+) -> None:
+    master, mount = mounted
+    master.file(b"d/f", b"other contents\n")
+    master.tell(b"d/f")
+    found = look(master, mount, caplog)
+    assert "paranoia: /d/f: size is 9 in a box, but 15 was told" in found
+    assert all("/d/f" in text for text in found)
+
+
+def test_contents_that_a_box_sees_and_nobody_told_are_a_breach(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    (tmp_path / "f").write_bytes(b"seen")
+    st = (tmp_path / "f").stat()
+    told, seen = (hashlib.sha256(data).digest() for data in (b"told", b"seen"))
+    cache = AttrCache()
+    attr = FileAttr(st.st_mode, st.st_size, st.st_mtime_ns, hash=told)
+    cache.put_listing(b"", DirListing(True, FileAttr(stat.S_IFDIR | 0o755), {b"f": attr}))
+    paranoia = Paranoia(cache)
+    assert paranoia.sample() == [b"f"]
+    asyncio.run(paranoia.look_through(os.fsencode(tmp_path), [b"f"]))
+    assert caplog.messages == [f"paranoia: /f: contents are {seen.hex()} in a box, but {told.hex()} was told"]

@@ -165,6 +165,57 @@ def test_a_peer_that_says_nothing_or_is_not_there_costs_a_moment(run: Run, tmp_p
     run(scene())
 
 
+@contextlib.asynccontextmanager
+async def dripping(peer: Peer, every_s: float) -> AsyncIterator[Peer]:
+    """The same peer behind a line that lets 4 KiB through at a time."""
+    lines: set[asyncio.Task[None]] = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause_s: float) -> None:
+        try:
+            while data := await reader.read(4096):
+                writer.write(data)
+                await asyncio.sleep(pause_s)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there = await asyncio.open_connection(peer.host, peer.port)
+        for line in (forward(reader, there, 0), forward(there_reader, writer, every_s)):
+            lines.add(asyncio.create_task(line))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield Peer("127.0.0.1", server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
+
+
+def test_a_peer_that_is_slow_over_all_is_given_up_for_the_next_one(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    data = os.urandom(3 << 20)
+
+    async def scene() -> None:
+        here, there = store(tmp_path, "here"), store(tmp_path, "there")
+        digest = there.add(data)
+        times = PeerTimes(connect_s=2, connect_ssh_s=0.1, answer_s=1.5, least_rate=10 << 20)
+        getter = Peers(here, KEY, times)
+        async with giving(there) as (_, peer), dripping(peer, 0.008) as slow:
+            assert await getter.get(digest, len(data), [slow, peer])
+            await getter.close()
+            assert here.verify(digest)
+
+    run(scene())
+    (line,) = [message for message in caplog.messages if "did not give" in message]
+    assert line.endswith(": too slow")
+
+
 def test_one_that_lacks_it_is_asked_again_another_time(run: Run, tmp_path: Path) -> None:
     async def scene() -> None:
         here, there = store(tmp_path, "here"), store(tmp_path, "there")
