@@ -1,7 +1,7 @@
 """What workers may see of this machine, and what they have been told of it so far.
 
-Workers ask one question per directory; the answers are remembered here, so that `refresh` and
-`note` can compare them with the disk and say what changed.  Never shown: the contents of files and
+Workers ask one question per directory; the answers are remembered here, so that `note` and `refresh.py`
+can compare them with the disk and say what changed.  Never shown: the contents of files and
 directories without any group or other permission, excluded trees, sockets and devices.  A name that
 is private or excluded is told with mode 0, so that a command that trips over it reads "Permission denied"
 and not "No such file".
@@ -14,13 +14,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
-from termite.attr.fingerprint import Fingerprint
+from termite.attr.fingerprint import Look
 from termite.errors import PathError, PrivateError, Refused
-from termite.master.hashes import Hashes, hash_file
+from termite.master.hashes import Hashes
 from termite.master.staging import TEMP_PREFIX
 from termite.web.counting import Sizes
 from termite.wire.messages import Change, DirListing
@@ -41,8 +43,9 @@ SECRETS = (b"etc/shadow", b"etc/shadow-", b"etc/gshadow", b"etc/gshadow-", b"etc
 class Export:
     """The exported view of the file system below /, as told to the mirrors.
 
-    `listed` holds a directory's names with the attributes that were told.  `sources`: other trees that are
-    part of the project, which nobody changes; `xattrs`: keep the hashes of the project's files there.
+    `listed` holds a directory's names with the attributes that were told, `marks` what `attr/fingerprint.py` said of
+    it before they were looked at, `touched` those names of which something else was told since then.  `sources`: other
+    trees that are part of the project, which nobody changes; `xattrs`: keep the hashes of the project's files there.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class Export:
         self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
-        self._dir_attrs: dict[bytes, FileAttr] = {}
-        self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
+        self.dir_attrs: dict[bytes, FileAttr] = {}
+        self.marks: dict[bytes, bytes] = {}
+        self.touched: dict[bytes, set[bytes]] = {}
         self.hashes = Hashes(self.roots if xattrs else ())
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
@@ -81,16 +85,16 @@ class Export:
                     return True
         return False
 
-    def _check_directory(self, path: bytes) -> FileAttr:
+    def check_directory(self, path: bytes) -> FileAttr:
         """The attributes of a directory that may be listed; every ancestor is checked as well."""
-        known = self._dir_attrs.get(path)
+        known = self.dir_attrs.get(path)
         if known is not None:
             return known
         paths.checked(path)
         if self.is_excluded(path):
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
         if path:
-            self._check_directory(paths.split(path)[0])
+            self.check_directory(paths.split(path)[0])
         st = os.lstat(paths.absolute(path))
         attr = attr_of(st)
         if not attr.is_dir():
@@ -112,10 +116,24 @@ class Export:
             return attr_of(st, hash=self.hashes.known(path, st, recall=recall))
         return attr_of(st)
 
-    def _scan(self, path: bytes, *, recall: bool = False) -> dict[bytes, FileAttr]:
-        """What is in a directory.  `recall`: with hashes from xattrs; not for refreshing, which must be quick."""
+    def hides_some_of(self, directory: bytes) -> bool:
+        """True if something excluded lies in this directory."""
+        return any(paths.is_inside(e, directory) for e in self._exclude)
+
+    def attr_now(self, path: bytes, *, check_excluded: bool) -> FileAttr:
+        """What is to be told of a name in a directory that may be listed; ABSENT: nothing."""
+        try:
+            st = os.lstat(paths.absolute(path))
+            if check_excluded and self.is_excluded(path):
+                return FileAttr(mode=stat.S_IFMT(st.st_mode))
+            return self._told_attr(path, st)
+        except OSError:
+            return ABSENT
+
+    def _scan(self, path: bytes) -> dict[bytes, FileAttr]:
+        """What is in a directory, with hashes from xattrs."""
         entries: dict[bytes, FileAttr] = {}
-        check_excluded = any(paths.is_inside(e, path) for e in self._exclude)
+        check_excluded = self.hides_some_of(path)
         with os.scandir(paths.absolute(path)) as scan:
             for entry in scan:
                 if entry.name.startswith(TEMP_PREFIX):
@@ -126,7 +144,7 @@ class Export:
                     if check_excluded and self.is_excluded(child):
                         attr = FileAttr(mode=stat.S_IFMT(st.st_mode))
                     else:
-                        attr = self._told_attr(child, st, recall)
+                        attr = self._told_attr(child, st, recall=True)
                 except OSError:
                     continue  # gone since the scan began
                 if attr.mode:
@@ -138,10 +156,13 @@ class Export:
     def read_dir(self, path: bytes) -> DirListing:
         """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one."""
         try:
-            attr = self._check_directory(path)
+            attr = self.check_directory(path)
             entries = self.listed.get(path)
             if entries is None:
-                entries = self._scan(path, recall=True)
+                marks = _marks_of(path)
+                entries = self._scan(path)
+                if marks is not None:
+                    self.marks[path] = marks
                 for entry in entries.values():
                     if entry.is_regular() and not entry.is_private():
                         self.told.add(entry.size)
@@ -150,13 +171,13 @@ class Export:
         except (OSError, PathError):
             return DirListing(exists=False, attr=ABSENT)
         self.listed[path] = entries
-        self._dir_attrs[path] = attr
+        self.dir_attrs[path] = attr
         self.listings_told += 1
         return DirListing(exists=True, attr=attr, entries=entries)
 
     def open_for_reading(self, path: bytes) -> tuple[int, os.stat_result]:
         """(fd, fstat) of a regular file that may be shown; the caller closes the fd."""
-        self._check_directory(paths.split(paths.checked(path))[0])
+        self.check_directory(paths.split(paths.checked(path))[0])
         if self.is_excluded(path):
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
         fd = os.open(paths.absolute(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -182,7 +203,10 @@ class Export:
         directory, name = paths.split(path)
         entries = self.listed.get(directory)
         if entries is not None:
+            old = entries.get(name, ABSENT)
             entries[name] = attr
+            if msgspec.structs.replace(old, hash=digest) != attr:
+                self._touch(directory, name)
         return attr
 
     def path_of(self, digest: bytes) -> bytes | None:
@@ -190,6 +214,17 @@ class Export:
         return self.hashes.path_of(digest)
 
     # -- what changed --------------------------------------------------------------------------------
+
+    def tell(self, directory: bytes, name: bytes, attr: FileAttr) -> None:
+        """Something else is told of a name in a directory that was told."""
+        if attr.mode:
+            self.listed[directory][name] = attr
+        else:
+            self.listed[directory].pop(name, None)
+        self._touch(directory, name)
+
+    def _touch(self, directory: bytes, name: bytes) -> None:
+        self.touched.setdefault(directory, set()).add(name)
 
     def note(self, changed: Iterable[bytes], hashes: dict[bytes, bytes]) -> list[Change]:
         """Looks at these paths again after a replay or a shortcut; returns what mirrors must hear.
@@ -219,21 +254,18 @@ class Export:
         except OSError:
             attr = ABSENT
         if path in self.listed and not (attr.is_dir() and old is not None and old.is_dir()):
-            self._forget_below(path)
+            self.forget_below(path)
         if entries is None:
             if attr.mode == 0:
                 changes[path] = Change(path, ABSENT)
             return  # nobody was told of this directory
-        if attr.mode:
-            entries[name] = attr
-        else:
-            entries.pop(name, None)
         if attr != old:
+            self.tell(directory, name, attr)
             changes[path] = Change(path, attr)
 
     def _look_at_directory(self, directory: bytes, changes: dict[bytes, Change]) -> None:
         """A directory's own times change with its children."""
-        told = self._dir_attrs.get(directory)
+        told = self.dir_attrs.get(directory)
         if told is None:
             return
         try:
@@ -241,14 +273,13 @@ class Export:
         except OSError:
             return
         if attr != told and attr.is_dir():
-            self._dir_attrs[directory] = attr
+            self.dir_attrs[directory] = attr
             parent, name = paths.split(directory)
-            entries = self.listed.get(parent)
-            if entries is not None and directory:
-                entries[name] = attr
+            if parent in self.listed and directory:
+                self.tell(parent, name, attr)
             changes[directory] = Change(directory, attr)
 
-    def _forget_below(self, path: bytes) -> None:
+    def forget_below(self, path: bytes) -> None:
         """Drops what is remembered of a directory that is one no more, or another one."""
         if path not in self.listed:
             self.hashes.forget(path)
@@ -256,64 +287,13 @@ class Export:
         for name, attr in self.listed[path].items():
             child = paths.join(path, name)
             if attr.is_dir():
-                self._forget_below(child)
+                self.forget_below(child)
             else:
                 self.hashes.forget(child)
         del self.listed[path]
-        self._dir_attrs.pop(path, None)
-        self._prints.pop(path, None)
-
-    def refresh_steps(self, prints: Mapping[bytes, Fingerprint] | None = None) -> Iterator[list[Change]]:
-        """Compares everything told with the disk, one directory per step; yields each step's changes.
-
-        Between two steps the caller may let the event loop run.  `prints` were taken since the refresh
-        began: a directory whose fingerprint is what it was has not changed.
-        """
-        for path in sorted(self.listed):
-            if path not in self.listed:
-                continue  # dropped by an earlier step
-            found = prints.get(path) if prints is not None else None
-            if found is not None and self._prints.get(path) == found.value:
-                continue
-            changes = self._refresh_directory(path)
-            if found is not None and found.is_settled and path in self.listed:
-                self._prints[path] = found.value
-            else:
-                self._prints.pop(path, None)
-            yield changes
-
-    def _refresh_directory(self, path: bytes) -> list[Change]:
-        told = self.listed[path]
-        try:
-            self._dir_attrs.pop(path, None)
-            attr = self._check_directory(path)
-            now = self._scan(path)
-        except (OSError, PathError, PrivateError):
-            self._forget_below(path)
-            parent, name = paths.split(path)
-            hidden = self.listed.get(parent, {}).get(name)  # there, but not to be looked into any more
-            return [Change(path, ABSENT), *([Change(path, hidden)] if hidden else [])] if path else []
-        self._dir_attrs[path] = attr
-        changes: list[Change] = []
-        for name, attr in now.items():
-            child = paths.join(path, name)
-            old = told.get(name)
-            if attr.is_regular() and not attr.hash and old is not None and old.hash:
-                self.hashes.forget(child)
-            elif attr.hash and self.hashes.is_racy(child):
-                attr = self._rehash(child, attr)
-                now[name] = attr
-            if old == attr:
-                continue
-            if old is not None and old.is_dir() and not attr.is_dir():
-                self._forget_below(child)
-            changes.append(Change(child, attr))
-        for name in told.keys() - now.keys():
-            child = paths.join(path, name)
-            self._forget_below(child)
-            changes.append(Change(child, ABSENT))
-        self.listed[path] = now
-        return changes
+        self.dir_attrs.pop(path, None)
+        self.marks.pop(path, None)
+        self.touched.pop(path, None)
 
     # -- for the suspicious ------------------------------------------------------------------------
 
@@ -326,7 +306,8 @@ class Export:
         if directories is None:
             directories = list(self.listed)
             self.hashes.check()
-            assert self.listed.keys() == self._dir_attrs.keys(), "directories are listed without attributes"
+            assert self.listed.keys() == self.dir_attrs.keys(), "directories are listed without attributes"
+            assert self.listed.keys() >= self.marks.keys() | self.touched.keys(), "of a directory that is not listed"
         for directory in directories:
             entries = self.listed.get(directory)
             if entries is None:
@@ -334,7 +315,7 @@ class Export:
             shown = paths.for_people(paths.absolute(directory))
             assert not self.is_excluded(directory), f"{shown}: listed, but excluded"
             parent, own = paths.split(directory)
-            above = self.listed.get(parent, {}).get(own, self._dir_attrs[directory])
+            above = self.listed.get(parent, {}).get(own, self.dir_attrs[directory])
             assert not directory or above.is_dir(), f"{shown}: listed as a directory, told as {above}"
             for name, attr in entries.items():
                 assert name and b"/" not in name, f"{shown}: holds the name {name!r}"
@@ -342,16 +323,10 @@ class Export:
                 readable = attr.is_regular() and not attr.is_private()
                 assert readable or not attr.hash, f"{shown}/{paths.for_people(name)}: a hash for {attr}"
 
-    def _rehash(self, path: bytes, attr: FileAttr) -> FileAttr:
-        try:
-            fd, st = self.open_for_reading(path)
-        except (OSError, PathError, PrivateError):
-            return attr
-        try:
-            self.hashes.count(path, st.st_size, again=True)
-            return self.remember_hash(path, st, hash_file(fd))
-        finally:
-            os.close(fd)
+
+def _marks_of(path: bytes) -> bytes | None:
+    """To be taken before the directory is read: what happens meanwhile must show at the next refresh."""
+    return next((looked.marks for looked in Look([path], {})), None)
 
 
 def read_whole(fd: int, st: os.stat_result) -> bytes:
