@@ -37,7 +37,7 @@ class Looked(NamedTuple):
     path: bytes
     marks: bytes | None  # to be handed back at the next look; None: it cannot be read
     moved: list[bytes]  # names that are new or may have changed; b"": the directory itself
-    names: set[bytes] | None  # all names; None: none has come or gone
+    names: set[bytes] | None  # all names, with b""; None: none has come or gone
 
 
 class Look:
@@ -61,13 +61,14 @@ class Look:
             number, marks, moved, names = _RECORD.unpack_from(self._found, at)
             to_moved = at + _RECORD.size + marks
             to_names = to_moved + moved
+            end = to_names + names
             yield Looked(
                 self._directories[number],
                 self._found[at + _RECORD.size : to_moved] if marks else None,
                 self._found[to_moved:to_names].split(b"\0")[:-1],
-                set(self._found[to_names : to_names + names].split(b"\0")) - {b""} if names else None,
+                set(self._found[to_names:end].split(b"\0")) if names else None,
             )
-            at = to_names + names
+            at = end
 
 
 def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> bytes | None:
@@ -96,10 +97,10 @@ def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> bytes | No
 def _without_library(directory: bytes) -> Looked:
     """All names may have changed."""
     try:
-        names = set(os.listdir(paths.absolute(directory)))
+        names = {b"", *os.listdir(paths.absolute(directory))}
     except OSError:
         return Looked(directory, None, [], None)
-    return Looked(directory, b"", [b"", *names], names)
+    return Looked(directory, b"", list(names), names)
 
 
 @functools.cache

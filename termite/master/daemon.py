@@ -28,6 +28,7 @@ from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalS
 from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
 from termite.master.pool import Pool
+from termite.master.reading import readings_end
 from termite.master.refresh import Refresh
 from termite.master.replay import Replayer
 from termite.master.results import Results
@@ -269,8 +270,7 @@ class Master:
         for directory, what in directories:
             hidden = self._hidden.get(directory)
             if hidden is None:
-                listing = self.export.read_dir(paths.relative(os.path.realpath(directory)))
-                hidden = self._hidden[directory] = listing.exists and listing.attr.mode & 0o7777 == 0
+                hidden = self._hidden[directory] = self.export.is_hidden(paths.relative(os.path.realpath(directory)))
             if hidden:
                 return f"{what} {paths.for_people(directory)} is private or excluded"
         return None
@@ -364,6 +364,7 @@ class Master:
         began_ns = time.time_ns()
         self._hidden.clear()
         try:
+            await readings_end(self.export)
             found = await Refresh(self.export).run(self.dispatcher.tell_mirrors)
         finally:
             self._refreshing = None

@@ -11,10 +11,12 @@ Called from the event loop only.  Paths are relative to /.  What contents a file
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -40,6 +42,14 @@ SECRETS = (b"etc/shadow", b"etc/shadow-", b"etc/gshadow", b"etc/gshadow-", b"etc
 """Group permission or not: a master that runs as root must not hand these out."""
 
 
+@dataclass
+class Reading:
+    """A directory that is read piece by piece (`reading.py`)."""
+
+    task: asyncio.Task[None]
+    noted: set[bytes] = field(default_factory=set)  # names that changed since it began
+
+
 class Export:
     """The exported view of the file system below /, as told to the mirrors.
 
@@ -63,6 +73,7 @@ class Export:
         self.dir_attrs: dict[bytes, FileAttr] = {}
         self.marks: dict[bytes, bytes] = {}
         self.touched: dict[bytes, set[bytes]] = {}
+        self.readings: dict[bytes, Reading] = {}  # large directories that are being read
         self.hashes = Hashes(self.roots if xattrs else ())
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
@@ -103,6 +114,16 @@ class Export:
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} has no group or other permission")
         return attr
 
+    def is_hidden(self, path: bytes) -> bool:
+        """True if it is a directory that is there, but not to be looked into."""
+        try:
+            self.check_directory(path)
+        except PrivateError:
+            return True
+        except (OSError, PathError):
+            pass
+        return False
+
     def _told_attr(self, path: bytes, st: os.stat_result, recall: bool = False) -> FileAttr:
         """What to tell of a name with this `lstat` result; ABSENT if it is not to be seen at all."""
         kind = stat.S_IFMT(st.st_mode)
@@ -130,9 +151,8 @@ class Export:
         except OSError:
             return ABSENT
 
-    def _scan(self, path: bytes) -> dict[bytes, FileAttr]:
-        """What is in a directory, with hashes from xattrs."""
-        entries: dict[bytes, FileAttr] = {}
+    def scan(self, path: bytes) -> Iterator[tuple[bytes, FileAttr]]:
+        """What is in a directory and will be told, with hashes from xattrs."""
         check_excluded = self.hides_some_of(path)
         with os.scandir(paths.absolute(path)) as scan:
             for entry in scan:
@@ -148,32 +168,35 @@ class Export:
                 except OSError:
                     continue  # gone since the scan began
                 if attr.mode:
-                    entries[entry.name] = attr
-        return entries
+                    if attr.is_regular() and not attr.is_private():
+                        self.told.add(attr.size)
+                    yield entry.name, attr
 
     # -- questions of the mirrors --------------------------------------------------------------------
 
     def read_dir(self, path: bytes) -> DirListing:
-        """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one."""
+        """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one.
+
+        Takes as long as the directory is large; `reading.py` does the same in pieces.
+        """
         try:
             attr = self.check_directory(path)
-            entries = self.listed.get(path)
-            if entries is None:
-                marks = _marks_of(path)
-                entries = self._scan(path)
-                if marks is not None:
-                    self.marks[path] = marks
-                for entry in entries.values():
-                    if entry.is_regular() and not entry.is_private():
-                        self.told.add(entry.size)
+            if path not in self.listed:
+                marks = marks_of(path)
+                self.record(path, attr, dict(self.scan(path)), marks)
         except PrivateError:
             return DirListing(exists=True, attr=FileAttr(mode=stat.S_IFDIR))
         except (OSError, PathError):
             return DirListing(exists=False, attr=ABSENT)
+        self.listings_told += 1
+        return DirListing(exists=True, attr=attr, entries=self.listed[path])
+
+    def record(self, path: bytes, attr: FileAttr, entries: dict[bytes, FileAttr], marks: bytes | None) -> None:
+        """The directory is about to be told; `marks` were taken before it was scanned."""
         self.listed[path] = entries
         self.dir_attrs[path] = attr
-        self.listings_told += 1
-        return DirListing(exists=True, attr=attr, entries=entries)
+        if marks is not None:
+            self.marks[path] = marks
 
     def open_for_reading(self, path: bytes) -> tuple[int, os.stat_result]:
         """(fd, fstat) of a regular file that may be shown; the caller closes the fd."""
@@ -258,6 +281,8 @@ class Export:
         if entries is None:
             if attr.mode == 0:
                 changes[path] = Change(path, ABSENT)
+            if directory in self.readings:
+                self.readings[directory].noted.add(name)
             return  # nobody was told of this directory
         if attr != old:
             self.tell(directory, name, attr)
@@ -324,7 +349,7 @@ class Export:
                 assert readable or not attr.hash, f"{shown}/{paths.for_people(name)}: a hash for {attr}"
 
 
-def _marks_of(path: bytes) -> bytes | None:
+def marks_of(path: bytes) -> bytes | None:
     """To be taken before the directory is read: what happens meanwhile must show at the next refresh."""
     return next((looked.marks for looked in Look([path], {})), None)
 

@@ -20,6 +20,7 @@ from termite.master.export import INLINE_BYTES, SMALL_HASH_BYTES, Export, read_a
 from termite.master.hashes import hash_file
 from termite.master.paranoia import check_path
 from termite.master.peers import PeerBook
+from termite.master.reading import answer
 from termite.master.task import Task
 from termite.wire import transport
 from termite.wire.auth import Purpose
@@ -229,7 +230,7 @@ class MirrorLink:
     def _handle(self, conn: Connection, message: Message, body: bytes) -> Result | Awaitable[Result]:
         match message:
             case ReadDir():
-                return self._export.read_dir(message.path)
+                return answer(self._export, message.path)
             case OpenFile():
                 return self._open_file(message.path)
             case Fetch():

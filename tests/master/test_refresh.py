@@ -230,10 +230,9 @@ def test_a_refresh_that_was_given_up_is_made_up_for(export: Watched, root: Path)
 
 def test_what_changes_while_a_directory_is_being_read_is_found(root: Path) -> None:
     class Slow(Export):
-        def _scan(self, path: bytes) -> dict[bytes, FileAttr]:
-            found = super()._scan(path)
+        def scan(self, path: bytes) -> Iterator[tuple[bytes, FileAttr]]:
+            yield from super().scan(path)
             (root / "a" / "f").write_text("changed")
-            return found
 
     export = Slow(rel(root))
     export.read_dir(rel(root / "a"))
