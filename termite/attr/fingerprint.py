@@ -1,7 +1,7 @@
-"""One number per directory for all that `lstat` says of it and of everything in it; see mkbox/fingerprint.c.
+"""Which names in a directory may have changed since the last look, by a mark per name; see mkbox/fingerprint.c.
 
 Looking at a hundred thousand files with Python takes a second; this takes a tenth of that, on a thread, and
-without the interpreter's lock.
+without the interpreter's lock.  A name that is pointed out may be the same as before; one that is not, is.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import struct
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,30 +27,80 @@ SETTLED_NS = 50_000_000
 COARSE_NS = 2_000_000_000
 """The same, on a file system that counts whole seconds."""
 
-_RECORD = struct.Struct("<QQq")
+_RECORD = struct.Struct("<QQQQ")
+_MARK_BYTES = 16
 
 
-class Fingerprint(NamedTuple):
-    value: bytes  # 16 bytes
-    is_settled: bool  # a later change will show
+class Looked(NamedTuple):
+    """One directory in which there may be something new."""
+
+    path: bytes
+    marks: bytes | None  # to be handed back at the next look; None: it cannot be read
+    moved: list[bytes]  # names that are new or may have changed; b"": the directory itself
+    names: set[bytes] | None  # all names, with b""; None: none has come or gone
 
 
-def fingerprints(directories: Sequence[bytes]) -> dict[bytes, Fingerprint]:
-    """Of those directories that can be read; none at all where the library is missing.  Blocks on the disk."""
+class Look:
+    """What was found in one look at some directories: those in which there may be something new.
+
+    Made on a thread, since it waits for the disk.  Iterating takes the records apart, one at a time, so that the
+    event loop can do it in pieces; a thread that did would hold the interpreter's lock against the loop.
+    """
+
+    def __init__(self, directories: Sequence[bytes], marks: Mapping[bytes, bytes]) -> None:
+        """`marks`: what the latest look said of these directories, as far as there was one."""
+        self._directories = directories
+        self._found = _changes(directories, [marks.get(directory, b"") for directory in directories])
+
+    def __iter__(self) -> Iterator[Looked]:
+        if self._found is None:
+            yield from map(_without_library, self._directories)
+            return
+        at = 0
+        while at < len(self._found):
+            number, marks, moved, names = _RECORD.unpack_from(self._found, at)
+            to_moved = at + _RECORD.size + marks
+            to_names = to_moved + moved
+            end = to_names + names
+            yield Looked(
+                self._directories[number],
+                self._found[at + _RECORD.size : to_moved] if marks else None,
+                self._found[to_moved:to_names].split(b"\0")[:-1],
+                set(self._found[to_names:end].split(b"\0")) if names else None,
+            )
+            at = end
+
+
+def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> bytes | None:
     library = _library()
-    if library is None or not directories:
-        return {}
+    if library is None:
+        return None
     now = time.time_ns()
-    joined = b"".join(paths.absolute(directory) + b"\0" for directory in directories)
-    records = ctypes.create_string_buffer(_RECORD.size * len(directories))
-    library.termite_fingerprints(joined, len(directories), records)
-    found = {}
-    for number, directory in enumerate(directories):
-        low, high, newest_ns = _RECORD.unpack_from(records, number * _RECORD.size)
-        if newest_ns >= 0:
-            margin_ns = SETTLED_NS if newest_ns % 1_000_000_000 else COARSE_NS
-            found[directory] = Fingerprint(struct.pack("<QQ", low, high), newest_ns < now - margin_ns)
-    return found
+    length = ctypes.c_size_t()
+    found = library.termite_changes(
+        b"".join(paths.absolute(directory) + b"\0" for directory in directories),
+        len(directories),
+        b"".join(marks),
+        struct.pack(f"<{len(marks)}Q", *(len(m) // _MARK_BYTES for m in marks)),
+        now - SETTLED_NS,
+        now - COARSE_NS,
+        ctypes.byref(length),
+    )
+    if not found:
+        raise MemoryError
+    try:
+        return ctypes.string_at(found, length.value)
+    finally:
+        library.termite_free(found)
+
+
+def _without_library(directory: bytes) -> Looked:
+    """All names may have changed."""
+    try:
+        names = {b"", *os.listdir(paths.absolute(directory))}
+    except OSError:
+        return Looked(directory, None, [], None)
+    return Looked(directory, b"", list(names), names)
 
 
 @functools.cache
@@ -57,9 +108,15 @@ def _library() -> Any:
     path = Path(sysconfig.get_path("data")) / "lib" / "termite" / "libtermite-fingerprint.so"
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        changes, free = library.termite_changes, library.termite_free
+    except (OSError, AttributeError) as error:
         log.warning("looking for changed files takes longer without %s: %s; install termite again", path.name, error)
         return None
-    library.termite_fingerprints.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p)
-    library.termite_fingerprints.restype = None
+    size = ctypes.c_size_t
+    changes.argtypes = (
+        ctypes.c_char_p, size, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(size)
+    )  # fmt: skip
+    changes.restype = ctypes.c_void_p
+    free.argtypes = (ctypes.c_void_p,)
+    free.restype = None
     return library

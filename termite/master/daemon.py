@@ -19,7 +19,6 @@ from functools import partial
 import msgspec
 
 from termite import paths
-from termite.attr.fingerprint import fingerprints
 from termite.command.localrc import RulesFile
 from termite.errors import NoWorker, UsageError
 from termite.master.builds import ANSWERED, REMOTE
@@ -30,6 +29,8 @@ from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalS
 from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
 from termite.master.pool import Pool
+from termite.master.reading import readings_end
+from termite.master.refresh import Refresh
 from termite.master.replay import Replayer
 from termite.master.results import Results, names_of
 from termite.master.shortcuts import find_shortcut
@@ -45,8 +46,6 @@ from termite.wire.messages import OpenMirror, Subscribe, WorkerInfo
 log = logging.getLogger(__name__)
 
 RULES_NAME = b".termite-localrc"
-_STEP_S = 0.004
-"""How long one stretch of refreshing may hold the event loop."""
 
 
 @dataclass(frozen=True)
@@ -282,8 +281,7 @@ class Master:
         for directory, what in directories:
             hidden = self._hidden.get(directory)
             if hidden is None:
-                listing = self.export.read_dir(paths.relative(os.path.realpath(directory)))
-                hidden = self._hidden[directory] = listing.exists and listing.attr.mode & 0o7777 == 0
+                hidden = self._hidden[directory] = self.export.is_hidden(paths.relative(os.path.realpath(directory)))
             if hidden:
                 return f"{what} {paths.for_people(directory)} is private or excluded"
         return None
@@ -374,18 +372,12 @@ class Master:
             await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> None:
-        started = pause_at = time.monotonic()
+        started = time.monotonic()
         began_ns = time.time_ns()
-        found = 0
         self._hidden.clear()
         try:
-            prints = await asyncio.to_thread(fingerprints, list(self.export.listed))
-            for changes in self.export.refresh_steps(prints):
-                found += len(changes)
-                self.dispatcher.tell_mirrors(changes)
-                if time.monotonic() - pause_at > _STEP_S:
-                    await asyncio.sleep(0)
-                    pause_at = time.monotonic()
+            await readings_end(self.export)
+            found = await Refresh(self.export).run(self.dispatcher.tell_mirrors)
         finally:
             self._refreshing = None
         if self.suspicion is not None:

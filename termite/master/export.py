@@ -1,7 +1,7 @@
 """What workers may see of this machine, and what they have been told of it so far.
 
-Workers ask one question per directory; the answers are remembered here, so that `refresh` and
-`note` can compare them with the disk and say what changed.  Never shown: the contents of files and
+Workers ask one question per directory; the answers are remembered here, so that `note` and `refresh.py`
+can compare them with the disk and say what changed.  Never shown: the contents of files and
 directories without any group or other permission, excluded trees, sockets and devices.  A name that
 is private or excluded is told with mode 0, so that a command that trips over it reads "Permission denied"
 and not "No such file".
@@ -11,14 +11,18 @@ Called from the event loop only.  Paths are relative to /.  What contents a file
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
 
 from termite import paths
 from termite.attr.fileattr import ABSENT, FileAttr, attr_of, signature_of
-from termite.attr.fingerprint import Fingerprint
+from termite.attr.fingerprint import Look
 from termite.errors import PathError, PrivateError, Refused
 from termite.master.hashes import Hashes
 from termite.master.hashfile import HashFile
@@ -40,11 +44,20 @@ SECRETS = (b"etc/shadow", b"etc/shadow-", b"etc/gshadow", b"etc/gshadow-", b"etc
 """Group permission or not: a master that runs as root must not hand these out."""
 
 
+@dataclass
+class Reading:
+    """A directory that is read piece by piece (`reading.py`)."""
+
+    task: asyncio.Task[None]
+    noted: set[bytes] = field(default_factory=set)  # names that changed since it began
+
+
 class Export:
     """The exported view of the file system below /, as told to the mirrors.
 
-    `listed` holds a directory's names with the attributes that were told.  `sources`: other trees that are
-    part of the project, which nobody changes; `xattrs`: keep the hashes of the project's files there.
+    `listed` holds a directory's names with the attributes that were told, `marks` what `attr/fingerprint.py` said of
+    it before they were looked at, `touched` those names of which something else was told since then.  `sources`: other
+    trees that are part of the project, which nobody changes; `xattrs`: keep the hashes of the project's files there.
     """
 
     def __init__(
@@ -60,9 +73,11 @@ class Export:
         self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
-        self._dir_attrs: dict[bytes, FileAttr] = {}
+        self.dir_attrs: dict[bytes, FileAttr] = {}
         self._names = Names()
-        self._prints: dict[bytes, bytes] = {}  # what a listed directory's fingerprint was when it was looked at
+        self.marks: dict[bytes, bytes] = {}
+        self.touched: dict[bytes, set[bytes]] = {}
+        self.readings: dict[bytes, Reading] = {}  # large directories that are being read
         self.hashes = Hashes(self.roots if xattrs else (), self.roots, hash_file)
         self.listings_told = 0
         self.told = Sizes()  # files in listings, once each
@@ -85,16 +100,16 @@ class Export:
                     return True
         return False
 
-    def _check_directory(self, path: bytes) -> FileAttr:
+    def check_directory(self, path: bytes) -> FileAttr:
         """The attributes of a directory that may be listed; every ancestor is checked as well."""
-        known = self._dir_attrs.get(path)
+        known = self.dir_attrs.get(path)
         if known is not None:
             return known
         paths.checked(path)
         if self.is_excluded(path):
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
         if path:
-            self._check_directory(paths.split(path)[0])
+            self.check_directory(paths.split(path)[0])
         st = os.lstat(paths.absolute(path))
         attr = attr_of(st)
         if not attr.is_dir():
@@ -102,6 +117,16 @@ class Export:
         if attr.is_private():
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} has no group or other permission")
         return attr
+
+    def is_hidden(self, path: bytes) -> bool:
+        """True if it is a directory that is there, but not to be looked into."""
+        try:
+            self.check_directory(path)
+        except PrivateError:
+            return True
+        except (OSError, PathError):
+            pass
+        return False
 
     def _told_attr(self, path: bytes, st: os.stat_result, recall: bool = False) -> FileAttr:
         """What to tell of a name with this `lstat` result; ABSENT if it is not to be seen at all."""
@@ -118,10 +143,23 @@ class Export:
             return attr_of(st, hash=self.hashes.known(path, st, recall=recall))
         return attr_of(st)
 
-    def _scan(self, path: bytes, *, recall: bool = False) -> dict[bytes, FileAttr]:
-        """What is in a directory.  `recall`: with hashes from xattrs; not for refreshing, which must be quick."""
-        entries: dict[bytes, FileAttr] = {}
-        check_excluded = any(paths.is_inside(e, path) for e in self._exclude)
+    def hides_some_of(self, directory: bytes) -> bool:
+        """True if something excluded lies in this directory."""
+        return any(paths.is_inside(e, directory) for e in self._exclude)
+
+    def attr_now(self, path: bytes, *, check_excluded: bool) -> FileAttr:
+        """What is to be told of a name in a directory that may be listed; ABSENT: nothing."""
+        try:
+            st = os.lstat(paths.absolute(path))
+            if check_excluded and self.is_excluded(path):
+                return FileAttr(mode=stat.S_IFMT(st.st_mode))
+            return self._told_attr(path, st)
+        except OSError:
+            return ABSENT
+
+    def scan(self, path: bytes) -> Iterator[tuple[bytes, FileAttr]]:
+        """What is in a directory and will be told, with hashes from xattrs."""
+        check_excluded = self.hides_some_of(path)
         with os.scandir(paths.absolute(path)) as scan:
             for entry in scan:
                 if entry.name.startswith(TEMP_PREFIX):
@@ -132,37 +170,43 @@ class Export:
                     if check_excluded and self.is_excluded(child):
                         attr = FileAttr(mode=stat.S_IFMT(st.st_mode))
                     else:
-                        attr = self._told_attr(child, st, recall)
+                        attr = self._told_attr(child, st, recall=True)
                 except OSError:
                     continue  # gone since the scan began
                 if attr.mode:
-                    entries[entry.name] = attr
-        return entries
+                    if attr.is_regular() and not attr.is_private():
+                        self.told.add(attr.size)
+                    yield entry.name, attr
 
     # -- questions of the mirrors --------------------------------------------------------------------
 
     def read_dir(self, path: bytes) -> DirListing:
-        """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one."""
+        """Answers `ReadDir`.  A directory that may not be seen is answered as an empty one.
+
+        Takes as long as the directory is large; `reading.py` does the same in pieces.
+        """
         try:
-            attr = self._check_directory(path)
-            entries = self.listed.get(path)
-            if entries is None:
-                entries = self._scan(path, recall=True)
-                for entry in entries.values():
-                    if entry.is_regular() and not entry.is_private():
-                        self.told.add(entry.size)
+            attr = self.check_directory(path)
+            if path not in self.listed:
+                marks = marks_of(path)
+                self.record(path, attr, dict(self.scan(path)), marks)
         except PrivateError:
             return DirListing(exists=True, attr=FileAttr(mode=stat.S_IFDIR))
         except (OSError, PathError):
             return DirListing(exists=False, attr=ABSENT)
-        self.listed[path] = entries
-        self._dir_attrs[path] = attr
         self.listings_told += 1
-        return DirListing(exists=True, attr=attr, entries=entries)
+        return DirListing(exists=True, attr=attr, entries=self.listed[path])
+
+    def record(self, path: bytes, attr: FileAttr, entries: dict[bytes, FileAttr], marks: bytes | None) -> None:
+        """The directory is about to be told; `marks` were taken before it was scanned."""
+        self.listed[path] = entries
+        self.dir_attrs[path] = attr
+        if marks is not None:
+            self.marks[path] = marks
 
     def open_for_reading(self, path: bytes) -> tuple[int, os.stat_result]:
         """(fd, fstat) of a regular file that may be shown; the caller closes the fd."""
-        self._check_directory(paths.split(paths.checked(path))[0])
+        self.check_directory(paths.split(paths.checked(path))[0])
         if self.is_excluded(path):
             raise PrivateError(f"{paths.for_people(paths.absolute(path))} is not exported")
         fd = os.open(paths.absolute(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -188,7 +232,10 @@ class Export:
         directory, name = paths.split(path)
         entries = self.listed.get(directory)
         if entries is not None:
+            old = entries.get(name, ABSENT)
             entries[name] = attr
+            if msgspec.structs.replace(old, hash=digest) != attr:
+                self._touch(directory, name)
         return attr
 
     def path_of(self, digest: bytes) -> bytes | None:
@@ -196,6 +243,17 @@ class Export:
         return self.hashes.path_of(digest)
 
     # -- what changed --------------------------------------------------------------------------------
+
+    def tell(self, directory: bytes, name: bytes, attr: FileAttr) -> None:
+        """Something else is told of a name in a directory that was told."""
+        if attr.mode:
+            self.listed[directory][name] = attr
+        else:
+            self.listed[directory].pop(name, None)
+        self._touch(directory, name)
+
+    def _touch(self, directory: bytes, name: bytes) -> None:
+        self.touched.setdefault(directory, set()).add(name)
 
     def note(self, changed: Iterable[bytes], hashes: dict[bytes, bytes]) -> list[Change]:
         """Looks at these paths again after a replay or a shortcut; returns what mirrors must hear.
@@ -234,21 +292,20 @@ class Export:
             attr = ABSENT
             self._names.forget(path)
         if path in self.listed and not (attr.is_dir() and old is not None and old.is_dir()):
-            self._forget_below(path)
+            self.forget_below(path)
         if entries is None:
             if attr.mode == 0:
                 changes[path] = Change(path, ABSENT)
+            if directory in self.readings:
+                self.readings[directory].noted.add(name)
             return  # nobody was told of this directory
-        if attr.mode:
-            entries[name] = attr
-        else:
-            entries.pop(name, None)
         if attr != old:
+            self.tell(directory, name, attr)
             changes[path] = Change(path, attr)
 
     def _look_at_directory(self, directory: bytes, changes: dict[bytes, Change]) -> None:
         """A directory's own times change with its children."""
-        told = self._dir_attrs.get(directory)
+        told = self.dir_attrs.get(directory)
         if told is None:
             return
         try:
@@ -256,14 +313,13 @@ class Export:
         except OSError:
             return
         if attr != told and attr.is_dir():
-            self._dir_attrs[directory] = attr
+            self.dir_attrs[directory] = attr
             parent, name = paths.split(directory)
-            entries = self.listed.get(parent)
-            if entries is not None and directory:
-                entries[name] = attr
+            if parent in self.listed and directory:
+                self.tell(parent, name, attr)
             changes[directory] = Change(directory, attr)
 
-    def _forget_below(self, path: bytes) -> None:
+    def forget_below(self, path: bytes) -> None:
         """Drops what is remembered of a directory that is one no more, or another one."""
         if path not in self.listed:
             self.hashes.forget(path)
@@ -271,64 +327,13 @@ class Export:
         for name, attr in self.listed[path].items():
             child = paths.join(path, name)
             if attr.is_dir():
-                self._forget_below(child)
+                self.forget_below(child)
             else:
                 self.hashes.forget(child)
         del self.listed[path]
-        self._dir_attrs.pop(path, None)
-        self._prints.pop(path, None)
-
-    def refresh_steps(self, prints: Mapping[bytes, Fingerprint] | None = None) -> Iterator[list[Change]]:
-        """Compares everything told with the disk, one directory per step; yields each step's changes.
-
-        Between two steps the caller may let the event loop run.  `prints` were taken since the refresh
-        began: a directory whose fingerprint is what it was has not changed.
-        """
-        for path in sorted(self.listed):
-            if path not in self.listed:
-                continue  # dropped by an earlier step
-            found = prints.get(path) if prints is not None else None
-            if found is not None and self._prints.get(path) == found.value:
-                continue
-            changes = self._refresh_directory(path)
-            if found is not None and found.is_settled and path in self.listed:
-                self._prints[path] = found.value
-            else:
-                self._prints.pop(path, None)
-            yield changes
-
-    def _refresh_directory(self, path: bytes) -> list[Change]:
-        told = self.listed[path]
-        try:
-            self._dir_attrs.pop(path, None)
-            attr = self._check_directory(path)
-            now = self._scan(path)
-        except (OSError, PathError, PrivateError):
-            self._forget_below(path)
-            parent, name = paths.split(path)
-            hidden = self.listed.get(parent, {}).get(name)  # there, but not to be looked into any more
-            return [Change(path, ABSENT), *([Change(path, hidden)] if hidden else [])] if path else []
-        self._dir_attrs[path] = attr
-        changes: list[Change] = []
-        for name, attr in now.items():
-            child = paths.join(path, name)
-            old = told.get(name)
-            if attr.is_regular() and not attr.hash and old is not None and old.hash:
-                self.hashes.forget(child)
-            elif attr.hash and self.hashes.is_racy(child):
-                attr = self._rehash(child, attr)
-                now[name] = attr
-            if old == attr:
-                continue
-            if old is not None and old.is_dir() and not attr.is_dir():
-                self._forget_below(child)
-            changes.append(Change(child, attr))
-        for name in told.keys() - now.keys():
-            child = paths.join(path, name)
-            self._forget_below(child)
-            changes.append(Change(child, ABSENT))
-        self.listed[path] = now
-        return changes
+        self.dir_attrs.pop(path, None)
+        self.marks.pop(path, None)
+        self.touched.pop(path, None)
 
     # -- for the suspicious ------------------------------------------------------------------------
 
@@ -341,7 +346,8 @@ class Export:
         if directories is None:
             directories = list(self.listed)
             self.hashes.check()
-            assert self.listed.keys() == self._dir_attrs.keys(), "directories are listed without attributes"
+            assert self.listed.keys() == self.dir_attrs.keys(), "directories are listed without attributes"
+            assert self.listed.keys() >= self.marks.keys() | self.touched.keys(), "of a directory that is not listed"
         for directory in directories:
             entries = self.listed.get(directory)
             if entries is None:
@@ -349,7 +355,7 @@ class Export:
             shown = paths.for_people(paths.absolute(directory))
             assert not self.is_excluded(directory), f"{shown}: listed, but excluded"
             parent, own = paths.split(directory)
-            above = self.listed.get(parent, {}).get(own, self._dir_attrs[directory])
+            above = self.listed.get(parent, {}).get(own, self.dir_attrs[directory])
             assert not directory or above.is_dir(), f"{shown}: listed as a directory, told as {above}"
             for name, attr in entries.items():
                 assert name and b"/" not in name, f"{shown}: holds the name {name!r}"
@@ -357,16 +363,10 @@ class Export:
                 readable = attr.is_regular() and not attr.is_private()
                 assert readable or not attr.hash, f"{shown}/{paths.for_people(name)}: a hash for {attr}"
 
-    def _rehash(self, path: bytes, attr: FileAttr) -> FileAttr:
-        try:
-            fd, st = self.open_for_reading(path)
-        except (OSError, PathError, PrivateError):
-            return attr
-        try:
-            self.hashes.count(path, st.st_size, again=True)
-            return self.remember_hash(path, st, self.hashes.hash_contents(path, fd, st.st_size))
-        finally:
-            os.close(fd)
+
+def marks_of(path: bytes) -> bytes | None:
+    """To be taken before the directory is read: what happens meanwhile must show at the next refresh."""
+    return next((looked.marks for looked in Look([path], {})), None)
 
 
 def read_whole(fd: int, st: os.stat_result) -> bytes:

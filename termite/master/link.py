@@ -19,6 +19,7 @@ from termite.errors import Leaving, PathError, PeerLost, PrivateError, Refused, 
 from termite.master.export import INLINE_BYTES, SMALL_HASH_BYTES, Export, read_and_hash, read_whole
 from termite.master.paranoia import check_path
 from termite.master.peers import PeerBook
+from termite.master.reading import answer
 from termite.master.task import Task
 from termite.wire import transport
 from termite.wire.auth import Purpose
@@ -228,7 +229,7 @@ class MirrorLink:
     def _handle(self, conn: Connection, message: Message, body: bytes) -> Result | Awaitable[Result]:
         match message:
             case ReadDir():
-                return self._export.read_dir(message.path)
+                return answer(self._export, message.path)
             case OpenFile():
                 return self._open_file(message.path)
             case Fetch():

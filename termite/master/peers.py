@@ -27,7 +27,7 @@ WAIT_BASE_S, WAIT_BYTES_PER_S, WAIT_MAX_S = 1.0, 4 << 20, 20.0
 """How long a mirror waits for another one's fetch of the same contents, by size, and at most."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Known:
     """What is known of one content."""
 
@@ -35,7 +35,7 @@ class _Known:
     fetcher: str = ""  # who is fetching it from here now
     size: int = 0
     turn: int = 0  # so that holders are named by turns
-    news: asyncio.Event = field(default_factory=asyncio.Event)  # set when the fetch has ended
+    news: asyncio.Event | None = None  # set when the fetch has ended; None: nobody waits for that
 
 
 class PeerBook:
@@ -103,6 +103,7 @@ class PeerBook:
             if until is None:
                 until = loop.time() + self._scale * min(WAIT_MAX_S, WAIT_BASE_S + known.size / WAIT_BYTES_PER_S)
             try:
+                known.news = known.news or asyncio.Event()
                 async with asyncio.timeout_at(until):
                     await known.news.wait()
             except TimeoutError:
@@ -136,5 +137,6 @@ class PeerBook:
     @staticmethod
     def _ended(known: _Known) -> None:
         known.fetcher = ""
-        known.news.set()
-        known.news = asyncio.Event()
+        if known.news is not None:
+            known.news.set()
+            known.news = None

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 
 from termite import paths
-from termite.attr import fingerprint
-from termite.attr.fingerprint import fingerprints
 from termite.errors import PathError, PrivateError
 from termite.master.export import Export, read_and_hash
 from termite.master.hashes import hash_file
 from termite.master.names import Names
-from termite.wire.messages import Change
+from tests.master.refreshing import refreshed
 
 
 @pytest.fixture
@@ -34,10 +32,6 @@ def export(root: Path) -> Export:
 
 def rel(path: Path) -> bytes:
     return paths.relative(os.fsencode(path))
-
-
-def refresh(export: Export) -> dict[bytes, Change]:
-    return {change.path: change for step in export.refresh_steps() for change in step}
 
 
 def ask(export: Export, path: Path) -> bytes:
@@ -111,7 +105,7 @@ def test_a_second_question_is_answered_from_memory_until_a_refresh(export: Expor
     export.read_dir(rel(root))
     (root / "new").touch()
     assert b"new" not in export.read_dir(rel(root)).entries
-    assert rel(root / "new") in refresh(export)
+    assert rel(root / "new") in refreshed(export)
     assert b"new" in export.read_dir(rel(root)).entries
 
 
@@ -122,8 +116,8 @@ def test_refresh_finds_what_was_edited_added_removed_and_replaced(export: Export
     (root / "dir" / "child").write_text("x")
     export.read_dir(rel(root))
     export.read_dir(rel(root / "dir"))
-    refresh(export)
-    assert refresh(export) == {}
+    refreshed(export)
+    assert refreshed(export) == {}
     (root / "edited").write_text("other")
     (root / "removed").unlink()
     (root / "added").touch()
@@ -131,14 +125,14 @@ def test_refresh_finds_what_was_edited_added_removed_and_replaced(export: Export
     (root / "replaced").mkdir()
     (root / "mode").chmod(0o755)
     (root / "dir" / "child").unlink()
-    found = refresh(export)
+    found = refreshed(export)
     assert rel(root / "same") not in found
     assert not found[rel(root / "removed")].attr.exists()
     assert not found[rel(root / "dir" / "child")].attr.exists()
     assert found[rel(root / "replaced")].attr.is_dir()
     assert found[rel(root / "mode")].attr.mode & 0o777 == 0o755
     assert {rel(root / n) for n in ("edited", "added")} <= set(found)
-    assert refresh(export) == {}
+    assert refreshed(export) == {}
 
 
 def test_a_changed_file_loses_its_hash_even_with_size_and_time_restored(export: Export, root: Path) -> None:
@@ -150,7 +144,7 @@ def test_a_changed_file_loses_its_hash_even_with_size_and_time_restored(export: 
     assert export.read_dir(rel(root)).entries[b"f"].hash == hashlib.sha256(b"one").digest()
     file.write_text("two")
     os.utime(file, ns=(st.st_atime_ns, st.st_mtime_ns))
-    change = refresh(export)[rel(file)]
+    change = refreshed(export)[rel(file)]
     assert change.attr.hash in (b"", hashlib.sha256(b"two").digest())
 
 
@@ -162,7 +156,7 @@ def test_a_removed_directory_is_forgotten_with_all_below_it(export: Export, root
     (root / "d" / "e" / "f").unlink()
     (root / "d" / "e").rmdir()
     (root / "d").rmdir()
-    assert not refresh(export)[rel(root / "d")].attr.exists()
+    assert not refreshed(export)[rel(root / "d")].attr.exists()
     assert not [p for p in export.listed if p.startswith(rel(root / "d"))]
 
 
@@ -172,7 +166,7 @@ def test_noted_results_are_told_with_the_hash_that_is_known(export: Export, root
     digest = hashlib.sha256(b"result").digest()
     changes = {c.path: c for c in export.note([rel(root / "out")], {rel(root / "out"): digest})}
     assert changes[rel(root / "out")].attr.hash == digest
-    assert refresh(export) == {}
+    assert refreshed(export) == {}
     (root / "out").unlink()
     gone = {c.path: c for c in export.note([rel(root / "out")], {})}
     assert not gone[rel(root / "out")].attr.exists()
@@ -215,38 +209,3 @@ def test_hashing_reads_the_whole_file_and_leaves_its_offset(root: Path) -> None:
     with open(root / "f", "rb") as f:
         assert hash_file(f.fileno()) == hashlib.sha256(data).digest()
         assert f.tell() == 0
-
-
-def by_fingerprint(export: Export) -> tuple[dict[bytes, Change], int]:
-    """A refresh as the daemon does it: what changed, and how many directories were looked at name by name."""
-    steps = list(export.refresh_steps(fingerprints(list(export.listed))))
-    return {change.path: change for step in steps for change in step}, len(steps)
-
-
-def test_a_refresh_looks_only_into_directories_whose_fingerprint_changed(
-    export: Export, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fingerprint, "SETTLED_NS", -1_000_000_000)
-    for name in ("a", "b"):
-        (root / name).mkdir()
-        (root / name / "f").write_text("1")
-        export.read_dir(rel(root / name))
-    assert by_fingerprint(export) == ({}, 2)
-    assert by_fingerprint(export) == ({}, 0)
-    (root / "a" / "f").write_text("2")
-    changes, looked_at = by_fingerprint(export)
-    assert (list(changes), looked_at) == ([rel(root / "a" / "f")], 1)
-    assert by_fingerprint(export) == ({}, 0)
-    (root / "b" / "f").unlink()
-    (root / "b").rmdir()
-    changes, _ = by_fingerprint(export)
-    assert not changes[rel(root / "b")].attr.exists()
-
-
-def test_a_directory_that_may_still_change_unseen_is_looked_at_again(
-    export: Export, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fingerprint, "SETTLED_NS", 10**12)
-    (root / "f").write_text("1")
-    export.read_dir(rel(root))
-    assert [by_fingerprint(export)[1] for _ in range(3)] == [1, 1, 1]

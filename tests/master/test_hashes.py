@@ -14,6 +14,7 @@ from termite import paths
 from termite.attr.fileattr import FileAttr
 from termite.master.export import Export, read_and_hash
 from termite.master.hashes import MAX_UNSAVED, RACY_NS, XATTR, Hashes, recorded_hash
+from tests.master.refreshing import refreshed
 
 LARGE = 1 << 20
 
@@ -90,7 +91,7 @@ def test_setting_the_xattr_does_not_look_like_a_change(root: Path) -> None:
     before = file.stat().st_ctime_ns
     assert export.hashes.save_some(10, LARGE) == 1
     assert file.stat().st_ctime_ns >= before and export.hashes.saved == 1
-    assert [change for step in export.refresh_steps() for change in step] == []
+    assert refreshed(export) == {}
     assert twritten(export, file).hash
     export.check()
 

@@ -15,6 +15,7 @@ from termite.attr.fileattr import FileAttr
 from termite.master.export import Export
 from termite.master.suspicion import Suspicion
 from termite.wire.messages import Change
+from tests.master.refreshing import refresh_steps
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_what_is_true_is_no_breach(export: Export, root: Path) -> None:
     (root / "f").write_text("other")
     (root / "g").unlink()
     (root / "d").rmdir()
-    for changes in export.refresh_steps():
+    for changes in refresh_steps(export):
         suspicion.changed(changes)
     suspicion.refreshed(later())
     assert suspicion.compared > 0
@@ -114,7 +115,7 @@ def test_a_directory_that_becomes_private_stays_visible_as_such(export: Export, 
     suspicion = Suspicion(export)
     (root / "d").chmod(0o700)
     changes = []
-    for step in export.refresh_steps():
+    for step in refresh_steps(export):
         suspicion.changed(step)
         changes += step
     assert [c.attr.mode & 0o7777 for c in changes if c.path == rel(root / "d")][-1] == 0
