@@ -6,7 +6,6 @@ TREE/build     where an out-of-tree build happens
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ def _llvm() -> str:
     options = [f"-DLLVM_ENABLE_{name}=OFF" for name in LLVM_OFF.split()]
     options += [f"-DLLVM_INCLUDE_{name}=OFF" for name in LLVM_WITHOUT.split()]
     return (
-        "find . -mindepth 1 -maxdepth 1 ! -name llvm ! -name debian -exec rm -rf {} + && "
+        "find . -mindepth 1 -maxdepth 1 ! -name llvm -exec rm -rf {} + && "
         "rm -rf llvm/test llvm/unittests llvm/docs && cmake -S llvm -B build -G 'Unix Makefiles' "
         f"-DCMAKE_BUILD_TYPE=Release -DLLVM_TARGETS_TO_BUILD=X86 {' '.join(options)}"
     )
@@ -116,11 +115,11 @@ def _is_installed(package: str) -> bool:
 
 
 def prepare(subject: Subject, tree: Path, rules: bool) -> str:
-    """Unpacks and configures below `tree`, which does not exist yet; the version, as Debian counts."""
+    """Unpacks and configures below `tree`, which does not exist yet; its version."""
     install(subject.packages)
     package = subject.project.package
     try:
-        unpack(subject.project, tree / "source")
+        version = unpack(subject.project, tree / "source")
     except subprocess.CalledProcessError as e:
         raise TermiteError(f"bin/debian-source could not get {package} (status {e.returncode}); see above") from None
     except subprocess.TimeoutExpired as e:
@@ -130,10 +129,4 @@ def prepare(subject: Subject, tree: Path, rules: bool) -> str:
     if rules:
         file = CHECKOUT / "patches" / f"{subject.rules}.termite-localrc"
         shutil.copyfile(file, subject.root(tree) / ".termite-localrc")
-    return _version(tree / "source" / "debian/changelog")
-
-
-def _version(changelog: Path) -> str:
-    with open(changelog, encoding="utf-8") as file:
-        found = re.match(r"\S+ \((?:\d+:)?([^)]+)\)", file.readline())
-    return found[1] if found else "?"
+    return version

@@ -21,7 +21,8 @@ class Project:
     configure: str
     header: str
     make: list[str] = field(default_factory=list)
-    upstream: bool = False  # without Debian's patches
+    upstream: bool = False  # without what Debian adds and changes
+    suite: str = ""  # the release of Debian that has it; empty: this machine's
     needs: tuple[str, ...] = ()  # Debian packages, besides those of `bin/setup -tests`
 
 
@@ -53,11 +54,12 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "TERMITE_", "LD_PRELOAD"))}
 
 
-def unpack(project: Project, directory: Path) -> None:
-    """Fetches (once per machine), unpacks and configures a project in a directory that does not exist yet."""
+def unpack(project: Project, directory: Path) -> str:
+    """Fetches (once per machine), unpacks and configures a project in a directory that does not exist; its version."""
     flags = ["-upstream"] if project.upstream else []
+    flags += ["-suite", project.suite] if project.suite else []
     fetch = [str(CHECKOUT / "bin/debian-source"), *flags, project.package, project.version, str(directory)]
-    subprocess.run(fetch, check=True, timeout=LIMIT_S)
+    version = subprocess.run(fetch, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S).stdout.strip()
     done = subprocess.run(
         project.configure,
         shell=True,
@@ -71,6 +73,7 @@ def unpack(project: Project, directory: Path) -> None:
     )
     if done.returncode:
         raise SystemExit(f"configuring {project.package} failed:\n{done.stdout.decode(errors='replace')[-3000:]}")
+    return version
 
 
 def reset(directory: Path, pristine: Path) -> None:
