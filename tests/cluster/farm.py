@@ -93,6 +93,7 @@ class Farm:
         self.secret = self.dir / "key"
         self.secret.touch(0o600)
         self.secret.write_text("a secret for tests only\n")
+        self.ssh = ssh
         if ssh:
             write_ssh_key(self.secret)
         self.tmp = self.dir / "tmp"

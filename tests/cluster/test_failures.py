@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.farm import PROGRAMS, Farm, leftovers, tree, wait_for
+from tests.cluster.farm import PROGRAMS, Farm, leftovers, tree, wait_for, write_ssh_key
 
 SLOW = "OBJS := $(foreach i,1 2 3 4 5 6 7 8 9 10 11 12,o$(i))\nall: $(OBJS)\n\tcat $^ > all\no%:\n\tsleep 0.5; echo $@ > $@\n"
 
@@ -181,6 +181,8 @@ def test_the_wrong_secret_is_refused_with_a_clear_message_on_both_sides(farm: Fa
     wrong = farm.dir / "wrong"
     wrong.touch(0o600)
     wrong.write_text("another secret\n")
+    if farm.ssh:
+        write_ssh_key(wrong)
     farm.secret = wrong
     root = slow_project(farm)
     worker = farm.worker(1, ready=False)
@@ -188,7 +190,7 @@ def test_the_wrong_secret_is_refused_with_a_clear_message_on_both_sides(farm: Fa
     farm.secret = right
     for program in (worker, master):
         program.wait_log("secret")
-    coordinator.wait_log("does not hold our secret")
+    coordinator.wait_log("holds another" if farm.ssh else "does not hold our secret")
     status, text = finish(start_make(farm, root, "-j4"))
     assert status == 0
     assert "running commands here" in text and "secret" in text

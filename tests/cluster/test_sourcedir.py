@@ -37,7 +37,8 @@ class OutOfTree:
         )
 
     def master(self, *args: str) -> Program:
-        return self.farm.master(self.build, "-sourcedir", os.path.relpath(self.source, self.build), *args)
+        source = os.path.relpath(self.source, self.build)
+        return self.farm.master(self.build, "-sourcedir", source, "-fallback=wait", *args)
 
     def make(self) -> None:
         result = self.farm.make(self.build, "-j4")

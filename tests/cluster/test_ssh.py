@@ -22,7 +22,7 @@ def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     farm.close()
 
 
-def test_a_build_runs_inside_ssh_and_a_plain_peer_is_refused(farm: Farm) -> None:
+def test_a_build_runs_inside_ssh_and_neither_a_plain_peer_nor_another_key_is_let_in(farm: Farm) -> None:
     coordinator = farm.coordinator()
     for _ in range(2):
         farm.worker(1)
@@ -42,5 +42,13 @@ def test_a_build_runs_inside_ssh_and_a_plain_peer_is_refused(farm: Farm) -> None
     farm.secret.write_text("no SSH key at all\n")
     stranger = farm.worker(1, ready=False)
     farm.secret = right
-    stranger.wait_log("SSH")
-    coordinator.wait_log("SSH")
+    stranger.wait_log("speaks SSH|SSH key")
+    coordinator.wait_log("refused 127.0.0.1: it speaks without SSH: its secret is no SSH key")
+    stranger.stop()
+
+    farm.secret = farm.dir / "other"
+    write_ssh_key(farm.secret)
+    stranger = farm.worker(1, ready=False)
+    farm.secret = right
+    stranger.wait_log("SSH key than ours; give both sides the same secret file")
+    coordinator.wait_log("refused 127.0.0.1: it .*holds another")
