@@ -96,7 +96,8 @@ def farm(root: Path, jobs: int, logs: Path, *flags: str) -> Iterator[OwnDaemons]
         daemons.start_coordinator()
         for share in (jobs - jobs // 2, jobs // 2):
             daemons.start_worker(share)
-        daemons.start_master(root, jobs, "-fallback=fail", *flags)
+        # Its patience is for workers that are still starting, which takes a busy machine ten seconds and more.
+        daemons.start_master(root, jobs, "-fallback=fail", "-time.patience=60s", *flags)
         yield daemons
     finally:
         for log in daemons.dir.glob("*.log"):

@@ -254,6 +254,8 @@ COMMANDS: dict[str, dict[str, Decision]] = {
         "cat alist.doc array-handle.doc | GUILE_AUTO_COMPILE=0 ../meta/build-env guild snarf-check-and-output-texi > g.texi": REMOTE,
         "GUILE_AUTO_COMPILE=0 ../meta/build-env guild compile --target=x86_64-pc-linux-gnu -O1 -o ice-9/eval.go"
         " ../module/ice-9/eval.scm": REMOTE,
+        'echo "  BOOTSTRAP(stage0) GUILEC" ice-9/eval.go;\tGUILE_BOOTSTRAP_STAGE=stage0 ../meta/build-env guild compile'
+        ' --target="x86_64-pc-linux-gnu" -W0 -O1 -L "/s/module" -o "ice-9/eval.go" "../../s/module/ice-9/eval.scm"': REMOTE,
         "/usr/bin/mkdir -p language/cps; GUILE_AUTO_COMPILE=0 ../meta/build-env guild compile -o language/cps/x.go x.scm": REMOTE,
         "./guile-snarf -o alist.x alist.c -DHAVE_CONFIG_H -I. -I.. -g -O2": REMOTE,
         "/bin/bash ../libtool --tag=CC --mode=link gcc -g -O2 -o guile guile-guile.o libguile-3.0.la": REMOTE,
@@ -263,6 +265,7 @@ COMMANDS: dict[str, dict[str, Decision]] = {
         "make check-am": MAKE,
         "/g/check-guile": LOCAL,
         "TESTS= ./check-guile tests/goops.test": LOCAL,
+        "echo 3.0.10 > ../source/.version-t && mv ../source/.version-t ../source/.version": LOCAL,
         "help2man -s 1 -N -o doc/guile.1 meta/guile": LOCAL,
         "cd .. && /bin/bash ./config.status --recheck": LOCAL,
         "termite-make install-am": LOCAL,
