@@ -102,6 +102,9 @@ def take(work: Path) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:]:
+        print("usage: bin/lib/screenshots.py    takes the pictures of the README anew; it has no flags")
+        return 0 if sys.argv[1] in ("-h", "-help", "--help") else 2
     if not is_there():
         print("screenshots: chromium or chromedriver is missing; run bin/setup -tests", file=sys.stderr)
         return 1

@@ -151,6 +151,8 @@ class Farm:
             "-jobs", str(jobs), "-port", "off", *(args or ("-fallback=fail",)), cwd=path,
         )  # fmt: skip
         program.wait_log("serving")
+        if self.ssh and any(p.name == "termite-coordinator" and p.process.poll() is None for p in self.programs):
+            program.wait_log(" wire.coordination: ")  # a handshake takes long on a busy machine, patience ends before
         return program
 
     def make(
