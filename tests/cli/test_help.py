@@ -55,7 +55,7 @@ FLAGS: dict[str, list[tuple[str, str, str]]] = {
         ("jobs", "N", "twice the cores"),
         ("socket", "FILE", "./.termite-socket"),
         ("sourcedir", "DIR", ""),
-        ("cachedir", "TEXT", ""),
+        ("cachedir", "DIR", "~/.cache/termite"),
         ("exclude", "DIR", ""),
         ("fetch-all", "", ""),
         ("xattr", "", "on"),
@@ -69,7 +69,7 @@ FLAGS: dict[str, list[tuple[str, str, str]]] = {
         ("version", "", ""),
     ],
 }
-INSTEAD = {("worker", "cpus"): "-jobs says how many", ("master", "cachedir"): "files are served from where they lie"}
+INSTEAD = {("worker", "cpus"): "-jobs says how many"}
 CASES = [(program, *flag) for program, flags in FLAGS.items() for flag in flags]
 
 

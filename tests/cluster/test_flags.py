@@ -97,8 +97,11 @@ def test_a_worker_takes_the_next_free_port_runs_commands_as_its_user_and_raises_
         assert re.search(rf"Max open files +{hard} ", Path(f"/proc/{worker.process.pid}/limits").read_text())
     root = farm.dir / "project"
     root.mkdir()
-    farm.master(root, "-fallback=fail", "-cachedir", "/nowhere")
+    hashes = farm.dir / "hashes"
+    master = farm.master(root, "-fallback=fail", "-cachedir", str(hashes))
     assert farm.remote(root, "id -u; true").stdout == b"%d\n" % pwd.getpwnam("daemon").pw_uid
+    master.stop()
+    assert [path.name for path in hashes.iterdir()] == ["hashes"]
 
 
 def test_a_worker_of_two_coordinators_serves_the_masters_of_both(farm: Farm) -> None:
