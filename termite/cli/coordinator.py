@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from termite.cli.flags import Flags
-from termite.cli.run import Job, common_flags, run_program, web_options
+from termite.cli.run import Job, common_flags, run_program, web_options, write_port_file
 from termite.coordinator.daemon import Coordinator, CoordinatorOptions
 from termite.errors import UsageError
-from termite.wire.address import format_address
 from termite.wire.rpc import HEARTBEAT_S, SILENCE_LIMIT_S
 
 PROGRAM = "termite-coordinator"
@@ -68,16 +66,6 @@ def prepare(argv: Sequence[str]) -> Job:
         return 0
 
     return common.job(serve)
-
-
-def write_port_file(path: Path, host: str, port: int) -> None:
-    """Whoever sees the file sees all of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        part.write_text(f"{format_address(host, port)}\n")
-        part.rename(path)
-    except OSError as error:
-        raise UsageError(f"-port-file {path}: {error.strerror}; name a file that can be written") from None
 
 
 if __name__ == "__main__":

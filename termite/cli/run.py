@@ -25,6 +25,7 @@ from termite.errors import TermiteError, UsageError
 from termite.logs import one_line, send_stderr_to, start_logging
 from termite.loop import loop_factory, settle_memory
 from termite.web.pages import WebOptions
+from termite.wire.address import format_address
 from termite.wire.secret import find_secret, load_secret
 
 log = logging.getLogger(__name__)
@@ -177,3 +178,13 @@ def _print(stream: Any, text: str) -> None:
         print(text, file=stream, flush=True)
     except OSError:
         pass
+
+
+def write_port_file(path: Path, host: str, port: int) -> None:
+    """Whoever sees the file sees all of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        part.write_text(f"{format_address(host, port)}\n")
+        part.rename(path)
+    except OSError as error:
+        raise UsageError(f"-port-file {path}: {error.strerror}; name a file that can be written") from None

@@ -113,18 +113,24 @@ class OwnDaemons:
         self.secret: list[str] = []  # the -secret flag; empty: the usual places
         self._workers = 0
 
-    def start_coordinator(self, *flags: str) -> Daemon:
+    def start_coordinator(self, *flags: str, wait: bool = True) -> Daemon:
+        """`wait=False`: the others may be started meanwhile, they find it as soon as it is there."""
         secret = self.dir / "secret"
         secret.touch(0o600)
         secret.write_text(secrets.token_hex(32))
         self.secret = ["-secret", str(secret)]
         port_file = self.dir / "coordinator.port"
-        args = [*self.secret, "-listen", "127.0.0.1", "-port", "0", "-port-file", str(port_file)]
+        port = _free_port()
+        self.coordinator_address = f"127.0.0.1:{port}"
+        args = [*self.secret, "-listen", "127.0.0.1", "-port", str(port), "-port-file", str(port_file)]
         args += ["-web-port", "off"]
         coordinator = self._start("termite-coordinator", [*args, *flags])
-        coordinator.wait_until("port", lambda: port_file.exists())
-        self.coordinator_address = f"127.0.0.1:{port_file.read_text().rpartition(':')[2].strip()}"
+        if wait:
+            self.wait_for_coordinator(coordinator)
         return coordinator
+
+    def wait_for_coordinator(self, coordinator: Daemon) -> None:
+        coordinator.wait_until("port", (self.dir / "coordinator.port").exists)
 
     def start_worker(self, jobs: int, cachedir: Path | None = None, *flags: str) -> Daemon:
         self._workers += 1
@@ -155,6 +161,14 @@ class OwnDaemons:
         while self.daemons:
             self.daemons.pop().stop()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def _free_port() -> int:
+    """One of this machine's that nobody has at the moment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
 
 
 def _answers(path: Path) -> bool:
@@ -189,9 +203,11 @@ def run_session(args: list[str]) -> int:
         if named:
             daemons.coordinator_address = named
         else:
-            daemons.start_coordinator()
+            coordinator = daemons.start_coordinator(wait=False)
             daemons.start_worker(cores)
         daemons.start_master(root, jobs)
+        if not named:
+            daemons.wait_for_coordinator(coordinator)
         return _run(
             [program(f"termite-{args[0]}"), *args[1:]], {**os.environ, "TERMITE_SOCKET": f"{root}/.termite-socket"}
         )

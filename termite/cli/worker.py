@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from termite.cli.coordinator import write_port_file
 from termite.cli.flags import Flags
 from termite.cli.restart import kept_socket, restart
-from termite.cli.run import Job, common_flags, run_program, web_options
+from termite.cli.run import Job, common_flags, run_program, web_options, write_port_file
 from termite.errors import MountError, UsageError
 from termite.mirror.fuse import check_fuse
 from termite.wire.address import check_host, parse_address

@@ -1,21 +1,26 @@
 """A network namespace with nothing in it but loopback, for all boxes of one mirror.
 
 Made once, because a fresh one per task costs more than everything else of a box together.  The only
-import of pyroute2.
+import of pyroute2, which takes a while: `load_early` does it beforehand.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import threading
-
-from pyroute2 import IPRoute
+from typing import Any
 
 from termite.errors import BoxError
 
 _CLONE_NEWNET = 0x40000000
 _LIMIT_S = 10.0
+
+
+def load_early() -> Any:
+    """pyroute2; on a thread, while nobody waits for it."""
+    return importlib.import_module("pyroute2")
 
 
 def make_network() -> int:
@@ -30,7 +35,7 @@ def make_network() -> int:
             if libc.unshare(_CLONE_NEWNET):
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
-            with IPRoute() as route:
+            with load_early().IPRoute() as route:
                 route.link("set", index=1, state="up")
             made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         except Exception as e:

@@ -22,7 +22,7 @@ import msgspec
 
 from termite import __version__
 from termite.errors import Leaving, Refused, TermiteError, WireError
-from termite.mirror.network import make_network
+from termite.mirror.network import load_early, make_network
 from termite.store.local import ContentStore
 from termite.web.logtail import LogTail
 from termite.web.pages import PageServer, WebOptions
@@ -120,7 +120,7 @@ class Worker:
         self._mirrors: dict[int, MirrorProcess] = {}
         self._serial = 0
         self._spare = Spare()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._links: list[CoordinatorLink] = []
         self._workdir: WorkDir | None = None
         self._store: ContentStore | None = None
@@ -165,10 +165,11 @@ class Worker:
             link.start()
         self._spare.prepare()
         self._spawn(self._trim_now_and_then())
+        self._spawn(asyncio.to_thread(load_early))
         self._spawn(self.overview.watch())
         log.info("listening on port %d, %d slots", self.port, self.options.jobs)
 
-    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[object, object, object]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

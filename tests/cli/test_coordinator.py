@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from termite.cli.coordinator import main, write_port_file
+from termite.cli.coordinator import main
+from termite.cli.run import write_port_file
 from termite.errors import UsageError
 from termite.wire.auth import Purpose
 from termite.wire.messages import Status, StatusText
