@@ -13,6 +13,7 @@ import bench
 import pytest
 from bench_client import request
 from bench_dispatch import Dispatch, drive, percentile
+from bench_floor import Floor
 from bench_growth import Growth
 from bench_memory import Memory
 from bench_overhead import Overhead
@@ -22,6 +23,7 @@ from bench_refresh import Refresh
 from bench_report import (
     Table,
     dispatch_table,
+    floor_table,
     growth_table,
     memory_table,
     overhead_table,
@@ -49,6 +51,12 @@ SCALE = [
     Scale("termite", "fixed CPU", 8, 0.02, 0.021, 64, 30.0, 0.5, 5.0, 3.0),
     Scale("termite", "fixed CPU", 4, 0.02, 0.021, 32, 30.0, 0.5, 5.0, 3.0),
     Scale("icecc", "compile", 8, 0.02, 0.021, 64, 40.0, 0.5, 9.0, served={"worker1": 64}),
+]
+
+
+FLOOR = [
+    Floor("plain", 2, [50.0, 52.0, 90.0], {"command": [45.0, 46.0, 47.0]}),
+    Floor("termite", 2, [60.0, 61.0, 62.0], {"wrapper": [0.5, 0.6, 0.7], "mkbox": [48.0, 49.0, 50.0]}),
 ]
 
 
@@ -202,3 +210,13 @@ def test_what_the_client_sends_is_a_wrapper_s_request(tmp_path: Path) -> None:
     sent = request(Kind.INSPECT, tmp_path, ["a", "b"])
     decoded = decode_request(sent[8:])
     assert (decoded.kind, decoded.cwd, decoded.argv) == (Kind.INSPECT, os.fsencode(tmp_path), [b"a", b"b"])
+
+
+def test_the_floor_shows_medians_by_way_and_process() -> None:
+    assert rows(floor_table(FLOOR)) == [
+        ["plain", "wall", "52.0", ""],
+        ["plain", "CPU, command", "46.00", ""],
+        ["termite", "wall", "61.0", ""],
+        ["termite", "CPU, wrapper", "0.60", ""],
+        ["termite", "CPU, mkbox", "49.00", ""],
+    ]

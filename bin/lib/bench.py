@@ -21,6 +21,7 @@ from typing import Any
 import bench_report as report
 from bench_common import Skipped, children_of, console, cpu_s, farm, say, timed
 from bench_dispatch import dispatch
+from bench_floor import floor
 from bench_growth import growth
 from bench_memory import memory
 from bench_overhead import ALL_PROJECTS, overhead
@@ -36,7 +37,7 @@ from termite.errors import TermiteError, UsageError
 
 __all__ = ["children_of", "cpu_s", "farm", "main", "timed"]
 
-PARTS = ["overhead", "dispatch", "scale", "refresh", "memory"]
+PARTS = ["overhead", "dispatch", "floor", "scale", "refresh", "memory"]
 _ENDED = 130
 
 
@@ -130,6 +131,7 @@ class Run:
         work.chmod(0o755)
         ways: dict[str, Callable[[Path], PartOfPage]] = {
             "dispatch": self._dispatch,
+            "floor": self._floor,
             "scale": self._scale,
             "refresh": self._refresh,
             "memory": self._memory,
@@ -169,6 +171,11 @@ class Run:
         results = dispatch(work, self.sizes.commands)
         self._note("dispatch", results)
         return PartOfPage("dispatch", [report.dispatch_table(results)], dispatch_plots(results))
+
+    def _floor(self, work: Path) -> PartOfPage:
+        results = floor(work, max(10, self.sizes.commands // 20))
+        self._note("floor", results)
+        return PartOfPage("floor", [report.floor_table(results)])
 
     def _scale(self, work: Path) -> PartOfPage:
         tables, plots = [], []

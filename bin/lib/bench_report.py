@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench_dispatch import Dispatch, percentile
+from bench_floor import Floor
 from bench_growth import Growth
 from bench_memory import Memory
 from bench_overhead import Overhead
@@ -98,6 +99,19 @@ def overhead_table(results: Sequence[Overhead]) -> Table:
         reach = at_most(first, FIRST[r.project]) if r.project in FIRST else None
         table.add(r.project, "termite-make, first build", f"{r.first_s:.2f}", f"{first:.2f}", reach=reach)
         table.add(r.project, "termite-make with start-up", f"{r.with_start_s:.2f}", f"{r.with_start_s / plain:.2f}")
+    return table
+
+
+def floor_table(results: Sequence[Floor]) -> Table:
+    table = Table(
+        "one small compile at a time, medians",
+        ["way", "what", "ms"],
+        note="bare box: made by the same mkbox, of this machine's own files, without a mirror or any daemon",
+    )
+    for r in results:
+        table.add(r.way, "wall", f"{statistics.median(r.wall_ms):.1f}")
+        for process, spent in r.cpu_ms.items():
+            table.add(r.way, f"CPU, {process}", f"{statistics.median(spent):.2f}")
     return table
 
 
