@@ -161,7 +161,11 @@ class Dispatcher:
     # -- decisions -----------------------------------------------------------------------------------
 
     def kick(self) -> None:
-        """Hands out what can be handed out, opens what should be opened, gives up what must be."""
+        """Opens what should be opened, hands out what can be handed out, gives up what must be.
+
+        In this order, as a task does not queue behind another one while a further worker is being opened.
+        """
+        self._grow()
         while self._waiting:
             task, future, _ = self._waiting[0]
             if future.done():  # cancelled
@@ -173,13 +177,12 @@ class Dispatcher:
             self._waiting.popleft()
             self.pool.started(name)
             future.set_result(self.links[name])
-        self._grow()
         self._give_up()
 
     def _grow(self) -> None:
-        need = self.running + len(self._waiting)
         if not self._waiting:
-            return
+            return  # what queues at a worker stays there
+        need = self.pool.running() + self.waiting
         while (more := self.pool.to_ask(need)) is not None:
             self.links[more[0]].want(more[1])
         while (found := self.pool.to_open(need, self._now())) is not None:

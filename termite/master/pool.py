@@ -107,6 +107,10 @@ class Pool:
         members = (m for m in self.members.values() if not m.draining)
         return sum(m.wanted if m.state is State.OPENING else m.granted for m in members)
 
+    def running(self) -> int:
+        """Tasks sent and not yet answered, those that queue with them, to compare with the slots that are held."""
+        return sum(m.running for m in self.members.values() if not m.draining)
+
     def to_open(self, need: int, now: float) -> tuple[WorkerInfo, int] | None:
         """(worker, slots) to open a mirror on, given how many tasks run or wait; None if none is of use."""
         missing = min(need, self.jobs) - self._held()

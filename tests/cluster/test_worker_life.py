@@ -103,6 +103,20 @@ def test_every_worker_restarts_during_a_build_and_nobody_notices(farm: Farm, com
         assert len(re.findall(f"listening on port {port}", worker.log())) == 2
 
 
+def test_a_command_does_not_queue_where_another_worker_has_a_free_slot(farm: Farm) -> None:
+    farm.coordinator()
+    farm.worker(1)
+    farm.worker(1)
+    root = project(farm)
+    master = farm.master(root, "-fallback=fail", jobs=2)
+    assert finish(task(farm, root, "ls")) == (0, "Makefile\n")  # alone: one worker is enough
+    argv = ["termite-shell-wrapper", "-exec", "/bin/sh", "-c", "read line; echo $line"]
+    pipe = subprocess.PIPE
+    held = [subprocess.Popen(argv, cwd=root, env=farm.env, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    master.wait_log("(?s)mirror open.*mirror open")
+    assert [process.communicate("word\n", timeout=60)[0] for process in held] == ["word\n", "word\n"]
+
+
 def test_after_sigterm_a_long_task_still_ends_as_it_should(farm: Farm) -> None:
     farm.coordinator()
     worker = farm.worker(2)
