@@ -80,6 +80,7 @@ class Dispatcher:
         self._waiting: deque[tuple[Task, asyncio.Future[MirrorLink], float]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._hearing: set[MirrorLink] = set()  # links that have asked, or may have asked, about files
+        self._is_closed = False
         self._hopeless_since: float | None = now()
         self._timer: asyncio.TimerHandle | None = None
         self.running = 0
@@ -127,6 +128,8 @@ class Dispatcher:
 
     def _lost(self, task: Task, link: MirrorLink, error: TermiteError) -> None:
         """Notes a failed try; raises NoWorker when it was the last."""
+        if self._is_closed:
+            raise _shutting_down(task)
         task.tried.add(link.name)
         task.last_failure = f"{link.name}: {error}"
         self.last_trouble = f"worker {task.last_failure}"
@@ -144,6 +147,8 @@ class Dispatcher:
 
     async def _slot(self, task: Task, first: bool = False) -> MirrorLink:
         """The link to run the task on, its slot taken in the pool.  `first`: it has waited before."""
+        if self._is_closed:
+            raise _shutting_down(task)
         future: asyncio.Future[MirrorLink] = asyncio.get_running_loop().create_future()
         if first:
             self._waiting.appendleft((task, future, self._now()))
@@ -341,14 +346,19 @@ class Dispatcher:
             self.links[name].want(0)
 
     async def close(self) -> None:
-        """Ends every connection; tasks still waiting end in `Canceled`."""
+        """Ends every connection; all tasks end in `Canceled`."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
         for opening in list(self._opening):
             opening.cancel()
         while self._waiting:
-            _, future, _ = self._waiting.popleft()
+            task, future, _ = self._waiting.popleft()
             if not future.done():
-                future.set_exception(Canceled("the master is shutting down"))
+                future.set_exception(_shutting_down(task))
         links, self.links = list(self.links.values()), {}
         await asyncio.gather(*(link.close("the master is shutting down") for link in links), return_exceptions=True)
+
+
+def _shutting_down(task: Task) -> Canceled:
+    return Canceled(f"the master is shutting down; not finished: {task.label()}")

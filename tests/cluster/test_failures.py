@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -118,6 +119,33 @@ def test_fallback_wait_waits_for_a_worker(farm: Farm) -> None:
     status, text = finish(process)
     assert status == 0, text
     expect_whole(root)
+
+
+def test_a_master_that_is_told_to_stop_ends_its_commands_with_one_line_each(farm: Farm) -> None:
+    farm.coordinator()
+    farm.worker(1)
+    root = farm.dir / "project"
+    root.mkdir()
+    master = farm.master(root, "-fallback=fail", jobs=2)
+    assert farm.remote(root, "true").returncode == 0
+    argv = ["termite-shell-wrapper", "-exec", "/bin/sh", "-c", "touch begun; sleep 300"]
+    commands = [
+        subprocess.Popen(argv, cwd=root, env=farm.env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)  # one runs, one queues behind it, one waits for a slot
+    ]
+    wait_for("three commands", lambda: inspected(farm, root) == 3)
+    assert master.stop() == 0
+    for command in commands:
+        _, err = command.communicate(timeout=60)
+        assert command.returncode != 0
+        assert re.fullmatch(r"termite: the master is shutting down; not finished: .*sleep 300.*\n", err), err
+    assert "Traceback" not in master.log()
+
+
+def inspected(farm: Farm, root: Path) -> int:
+    """How many commands the master has in hand."""
+    status = json.loads(farm.command(root, "termite-shell-wrapper", "-inspect").stdout)
+    return int(status["running"]) + int(status["waiting"])
 
 
 def test_a_killed_master_ends_the_make_and_leaves_workers_clean(farm: Farm) -> None:
