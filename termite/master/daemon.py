@@ -188,6 +188,7 @@ class Master:
         for link in self._links:
             await link.stop()
         await self.dispatcher.close()
+        await self._server.last_words()
         await self._server.stop()
         await self.upkeep.close()
         self.local_runs.close()

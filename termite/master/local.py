@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from typing import cast
@@ -26,6 +27,9 @@ SOCKET_NAME = b".termite-socket"
 MAGIC = b"TMW1"
 MAX_REQUEST = 16 << 20
 """More than any argument list and environment that the kernel lets a command have (6 MiB by default)."""
+
+LAST_WORDS_S = 1.0
+"""How long a master that ends waits for its wrappers to hear that their commands have ended."""
 
 _HEAD = struct.Struct("<4sI")
 _FIXED = struct.Struct("<BBHIII")
@@ -269,6 +273,12 @@ class LocalServer:
             raise
         finally:
             os.close(directory)
+
+    async def last_words(self, limit_s: float = LAST_WORDS_S) -> None:
+        """Lets those who are being answered hear the end of it."""
+        until = time.monotonic() + limit_s
+        while self.callers and time.monotonic() < until:
+            await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
         """Closes everything and removes the socket."""

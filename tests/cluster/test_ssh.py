@@ -13,16 +13,21 @@ MAKEFILE = "all: p\n\t./p > out\np: a.o b.o\n\tgcc -o $@ $^\n%.o: %.c\n\tgcc -c 
 
 
 @pytest.fixture(params=["ed25519", "ecdsa", "rsa", "passphrase"])
-def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def farm(kind: str) -> Iterator[Farm]:
     farm = Farm()
-    locked = request.param == "passphrase"
-    write_ssh_key(farm.secret, "ed25519" if locked else request.param, PASSPHRASE if locked else "")
+    locked = kind == "passphrase"
+    write_ssh_key(farm.secret, "ed25519" if locked else kind, PASSPHRASE if locked else "")
     farm.env["TERMITE_SSH_PASSPHRASE"] = PASSPHRASE
     yield farm
     farm.close()
 
 
-def test_a_build_runs_inside_ssh_and_neither_a_plain_peer_nor_another_key_is_let_in(farm: Farm) -> None:
+def test_a_build_runs_inside_ssh_and_neither_a_plain_peer_nor_another_key_is_let_in(farm: Farm, kind: str) -> None:
     coordinator = farm.coordinator()
     for _ in range(2):
         farm.worker(1)
@@ -47,7 +52,7 @@ def test_a_build_runs_inside_ssh_and_neither_a_plain_peer_nor_another_key_is_let
     stranger.stop()
 
     farm.secret = farm.dir / "other"
-    write_ssh_key(farm.secret)
+    write_ssh_key(farm.secret, "ed25519" if kind == "passphrase" else kind)
     stranger = farm.worker(1, ready=False)
     farm.secret = right
     stranger.wait_log("SSH key than ours; give both sides the same secret file")
