@@ -133,10 +133,12 @@ def test_a_master_that_is_told_to_stop_ends_its_commands_with_one_line_each(farm
         subprocess.Popen(argv, cwd=root, env=farm.env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(3)  # one runs, one queues behind it, one waits for a slot
     ]
-    wait_for("three commands", lambda: inspected(farm, root) == 3)
-    assert master.stop() == 0
-    for command in commands:
-        _, err = command.communicate(timeout=60)
+    try:
+        wait_for("three commands", lambda: inspected(farm, root) == 3)
+        assert master.stop() == 0
+    finally:
+        said = [command.communicate(timeout=60)[1] for command in commands]
+    for command, err in zip(commands, said, strict=True):
         assert command.returncode != 0
         assert re.fullmatch(r"termite: the master is shutting down; not finished: .*sleep 300.*\n", err), err
     assert "Traceback" not in master.log()
