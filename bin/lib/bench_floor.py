@@ -12,11 +12,12 @@ import os
 import shutil
 import stat
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench_common import Costs, cpu_s, environment, farm, say, wrapped
+from bench_common import Costs, cpu_s, environment, farm, run, say, wrapped
 from bench_dispatch import drive
 
 from termite.attr.fileattr import attr_of
@@ -74,13 +75,27 @@ async def _in_bare_boxes(
     root: Path, command: list[str], env: dict[str, str], count: int
 ) -> tuple[list[float], dict[str, float]]:
     """(wall seconds of each, CPU seconds of mkbox with the command)."""
-    box_dir, tasks = root / "box", root.parent / "floor-tasks"
-    for directory in (box_dir, tasks):
+    box_dir, top_dir = root / "box", root.parent / "floor-top"
+    for directory in (box_dir, top_dir):
         directory.mkdir()
+    tasks = Path(tempfile.mkdtemp(dir="/dev/shm"))  # in memory, where a worker has them
+    tasks.chmod(0o755)
+    run(["mount", "--bind", "/", str(top_dir)], root)  # without what is mounted below, as a mirror is one mount
+    try:
+        return await _boxes_from(root, command, env, count, box_dir, tasks, top_dir)
+    finally:
+        run(["umount", str(top_dir)], root)
+        for directory in (box_dir, tasks, top_dir):
+            shutil.rmtree(directory)
+
+
+async def _boxes_from(
+    root: Path, command: list[str], env: dict[str, str], count: int, box_dir: Path, tasks: Path, top_dir: Path
+) -> tuple[list[float], dict[str, float]]:
     mkbox = os.fsencode(program("termite-mkbox"))
     nobody = 65534
     plan = BoxPlan(
-        mkbox=mkbox, mountpoint=b"/", box_dir=os.fsencode(box_dir), root=os.fsencode(root)[1:],
+        mkbox=mkbox, mountpoint=os.fsencode(top_dir), box_dir=os.fsencode(box_dir), root=os.fsencode(root)[1:],
         uid=nobody, gid=nobody, host="bare", net_fd=make_network(),
     )  # fmt: skip
     names = [name for name in os.listdir(b"/") if not stat.S_ISREG(os.lstat(b"/" + name).st_mode)]
@@ -108,8 +123,6 @@ async def _in_bare_boxes(
     spent = cpu_s(server) + cpu_s(server, children=True) - before
     await boxes.close()
     os.close(plan.net_fd)
-    for directory in (box_dir, tasks):
-        shutil.rmtree(directory)
     return each, {"mkbox with the command": spent}
 
 
