@@ -108,7 +108,7 @@ class Files:
             with contextlib.suppress(KeyError):
                 return self._store.open(manifest.pieces[index], manifest.range_of(index)[1])
             asyncio.run_coroutine_threadsafe(self._obtain_pieces(path, manifest, indices), self._loop).result()
-        raise StoreError("the content store loses contents before they are read: is -cachesize very small?")
+        raise StoreError("the content store loses contents before they are read; give this worker a larger -cachesize")
 
     async def _obtain_pieces(self, path: bytes, manifest: Manifest, indices: Sequence[int]) -> None:
         try:

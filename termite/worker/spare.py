@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from termite.worker import control
 
+END_LIMIT_S = 5.0
+"""How long one that was never needed may take to end before it is killed."""
+
 
 class Waiting(NamedTuple):
     """A mirror process, and our end of its control channel."""
@@ -53,7 +56,11 @@ class Spare:
             with contextlib.suppress(OSError):
                 waiting = await starting
                 waiting.channel.close()
-                await waiting.process.wait()
+                try:
+                    await asyncio.wait_for(waiting.process.wait(), END_LIMIT_S)
+                except TimeoutError:
+                    waiting.process.kill()
+                    await waiting.process.wait()
 
 
 def _fetch_failure(starting: asyncio.Task[Waiting]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
+
 from termite.worker.spare import Spare
 
 
@@ -49,6 +51,21 @@ def test_closing_ends_the_one_that_waits_without_an_error() -> None:
         waiting = await starting
         await spare.close()
         assert waiting.process.returncode == 0
+
+    asyncio.run(scene())
+
+
+def test_one_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("termite.worker.spare.END_LIMIT_S", 0.05)
+
+    async def scene() -> None:
+        spare = Spare()
+        spare.prepare()
+        assert spare._starting is not None
+        waiting = await spare._starting
+        waiting.process.send_signal(signal.SIGSTOP)
+        await spare.close()
+        assert waiting.process.returncode == -signal.SIGKILL
 
     asyncio.run(scene())
 
