@@ -168,7 +168,7 @@ static void preload(void) {
     const char *before = getenv("LD_PRELOAD");
     size_t length;
     const char *there = before ? interposer_in(before, &length) : NULL;
-    if (there && !access(strndupa(there, length), R_OK)) return;
+    if (there && !access(strndup(there, length), R_OK)) return;
     char *name = plain_name(interposer(), " :$"), *others = without_interposer(before ? before : ""), *list;
     if (asprintf(&list, "%s%s%s", name, *others ? ":" : "", others) < 0) fail(1, "out of memory");
     set("LD_PRELOAD", list);
