@@ -50,6 +50,7 @@ class What(enum.Enum):
     CONTENTS = "contents"  # of the same file, and its attributes
     TARGET = "target"  # of a link, which still is one
     NEW = "new"  # there was nothing
+    NAMES = "names"  # of the same directory: what stands in it
     GONE = "gone"  # what was there is not there any more, and perhaps something of another type is
 
 

@@ -16,6 +16,10 @@ If libfuse gave a new directory of that name the same id, the kernel would take 
 drawer, old names included.  So libfuse is made to believe that it was asked for an RMDIR, its only way
 to forget a name; the answer goes to /dev/null.
 
+What a directory holds (`What.NAMES`) the kernel forgets with any name in it that it knows.  So it is made
+to look for one first.  inval_entry waits for those who are reading the directory; else what they were
+told before could be kept after.
+
 The kernel's own answers (ENOENT: it held nothing) are of no interest.
 """
 
@@ -33,6 +37,9 @@ from termite.attr.cache import Stale, What
 from termite.mirror.greeting import IN_HEADER
 
 _RMDIR = 11
+
+SOME_NAME = b".termite-looks-here"
+"""There need be no such file."""
 
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x100, 0x800, 0x1000, 0x4000
 _HERE = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
@@ -69,15 +76,19 @@ class Forgetter:
         # attributes again before it finds the next name in it.
         nodes: dict[bytes, Node] = {}
         for path, what, _ in stale:
+            if what is What.NAMES:
+                self._find(paths.join(path, SOME_NAME))
             if what not in (What.NEW, What.GONE):
                 nodes[path] = self._find(path)
-            if what not in (What.ATTRIBUTES, What.CONTENTS):
+            if what not in (What.ATTRIBUTES, What.CONTENTS, What.NAMES):
                 directory = paths.split(path)[0]
                 if directory not in nodes:
                     nodes[directory] = self._find(directory)
         for path, what, _ in stale:
             if what in (What.ATTRIBUTES, What.CONTENTS):
                 self._drop_node(nodes[path], what is What.CONTENTS)
+            elif what is What.NAMES:
+                self._drop_name(nodes[path], SOME_NAME, False)
             else:
                 self._drop_name(nodes[paths.split(path)[0]], paths.split(path)[1], what is What.GONE)
         for path, what, _ in stale:

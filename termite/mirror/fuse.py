@@ -6,18 +6,23 @@ exceptions into errno.  fusepy supplies the library and the layout of its struct
 
 - It lets libfuse 2 agree with the kernel on the features of 2012, see `greeting.py`.
 - Its callback threads are made by libfuse, and Python builds and frees a thread state for each call on
-  such a thread.  Here Python threads run libfuse's loop.
+  such a thread.  Here Python threads run the loop.
 - Its wrappers build a dict, a str and a copy per call.
 
 The kernel keeps every answer without limit of time: names, attributes, that a name does not exist,
-links, pages.  `open` answers ENOSYS, after which the kernel neither opens nor releases and keeps pages
-across opens.  What is not registered is answered by libfuse, in C, once: "not supported".
+links, pages, what a directory holds.  `open` answers ENOSYS, after which the kernel neither opens nor
+releases and keeps pages across opens; `mkbox/fuse_loop.c`, which all threads run, does so for directories.
+What is not registered is answered by libfuse, in C, once: "not supported".
+
+A directory may change between two reads of one listing.  So a name's place in it (the offset that the
+kernel comes back with) hangs on the name alone, as in ext4: what stays is neither left out nor told twice.
 
 `Mount.forget` makes the kernel drop what is no longer true; `forget.py` says how, and on which thread.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import errno
@@ -25,10 +30,15 @@ import functools
 import importlib
 import logging
 import os
+import stat
 import sys
+import sysconfig
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from termite import paths
@@ -36,7 +46,7 @@ from termite.attr.cache import Stale
 from termite.attr.fileattr import FileAttr
 from termite.errors import Canceled, MountError, PathError, PrivateError, TermiteError
 from termite.mirror.forget import Forgetter
-from termite.mirror.greeting import MAX_READ, ChannelOps, greet
+from termite.mirror.greeting import MAX_READ, NO_OPENDIR, ChannelOps, greet
 from termite.mirror.view import View
 
 log = logging.getLogger(__name__)
@@ -77,6 +87,15 @@ FILLER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes
 READDIR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, FILLER, ctypes.c_longlong, ctypes.c_void_p)
 
 
+Entry = tuple[int, bytes, int]
+"""Of a listing: the place, which fits into 31 bits for the sake of old programs, the name, and the mode."""
+
+DIRECTORY = stat.S_IFDIR | 0o755
+
+LISTINGS = 64
+"""How many listings are kept while they are being read; one that is not is put into order again."""
+
+
 def errno_of(error: BaseException) -> int:
     """What the calling process sees; what can only be a mistake of ours is logged."""
     if isinstance(error, OSError) and error.errno:
@@ -84,6 +103,16 @@ def errno_of(error: BaseException) -> int:
     if not isinstance(error, TermiteError):
         log.error("mirror: a file system call failed", exc_info=error)
     return next(number for kind, number in ERRNO if isinstance(error, kind))
+
+
+def in_order(listing: dict[bytes, FileAttr]) -> list[Entry]:
+    """All that a directory holds, each name in a place of its own, the least of which is 1."""
+    entries: list[Entry] = [(1, b".", DIRECTORY), (2, b"..", DIRECTORY)]
+    last = 2
+    for wanted, name in sorted((zlib.crc32(name) >> 1, name) for name in listing):
+        last = max(wanted, last + 1)  # two names in two million share a place
+        entries.append((last, name, listing[name].mode))
+    return entries
 
 
 class Callbacks:
@@ -95,6 +124,8 @@ class Callbacks:
     def __init__(self, view: View, stat_type: Any) -> None:
         self._view = view
         self._stat = stat_type
+        self._lock = threading.Lock()  # for the listings
+        self._listings: dict[bytes, list[Entry]] = {}  # of directories that are being read
 
     def _fill(self, address: int, attr: FileAttr) -> None:
         st = self._stat.from_address(address)  # libfuse has zeroed it
@@ -144,17 +175,30 @@ class Callbacks:
 
     def readdir(self, path: bytes, buffer: int, fill: Callable[..., int], offset: int, info: int) -> int:
         try:
+            entries = self._listing(path, offset)
             st = self._stat()
             entry = ctypes.byref(st)
-            for name, attr in self._view.readdir(path[1:]).items():
-                st.st_mode = attr.mode
-                fill(buffer, name, entry, 0)
-            st.st_mode = 0o040755
-            fill(buffer, b".", entry, 0)
-            fill(buffer, b"..", entry, 0)
+            for place, name, mode in entries[bisect.bisect_right(entries, offset, key=itemgetter(0)) :]:
+                st.st_mode = mode
+                if fill(buffer, name, entry, place):
+                    return 0  # the kernel will ask for the rest
+            with self._lock:
+                self._listings.pop(path, None)
             return 0
         except BaseException as error:
             return -errno_of(error)
+
+    def _listing(self, path: bytes, offset: int) -> list[Entry]:
+        """As it was when somebody last began to read it, for those who go on."""
+        with self._lock:
+            entries = self._listings.get(path) if offset else None
+        if entries is None:
+            entries = in_order(self._view.readdir(path[1:]))
+            with self._lock:
+                self._listings[path] = entries
+                if len(self._listings) > LISTINGS:
+                    del self._listings[next(iter(self._listings))]
+        return entries
 
 
 # -- libfuse ----------------------------------------------------------------------------------------
@@ -186,7 +230,6 @@ def _load() -> tuple[Any, Any]:
         ("fuse_destroy", None, (pointer,)),
         ("fuse_get_session", pointer, (pointer,)),
         ("fuse_session_process", None, (pointer, ctypes.c_char_p, size, pointer)),
-        ("fuse_session_loop", number, (pointer,)),
         ("fuse_lowlevel_notify_inval_entry", number, (pointer, ctypes.c_uint64, ctypes.c_char_p, size)),
         ("fuse_lowlevel_notify_inval_inode", number, (pointer, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)),
     ):
@@ -194,10 +237,32 @@ def _load() -> tuple[Any, Any]:
     return module, lib
 
 
+class _Loop(ctypes.Structure):
+    """struct loop of mkbox/fuse_loop.c"""
+
+    _fields_ = [
+        ("session", ctypes.c_void_p), ("channel", ctypes.c_void_p), ("process", ctypes.c_void_p),
+        ("new_channel", ctypes.c_void_p), ("destroy_channel", ctypes.c_void_p), ("buffer_size", ctypes.c_size_t),
+        ("device", ctypes.c_int), ("opens_directories", ctypes.c_int),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _load_loop() -> Any:
+    path = Path(sysconfig.get_path("data")) / "lib" / "termite" / "libtermite-fuse-loop.so"
+    try:
+        loop = ctypes.CDLL(str(path)).termite_fuse_loop
+    except (OSError, AttributeError) as error:
+        raise MountError(f"cannot use {path}: {error}; install termite again") from error
+    loop.argtypes = (ctypes.POINTER(_Loop),)
+    return loop
+
+
 def load_early() -> None:
     """Spares the first `Mount` the time that loading the library takes; what is amiss it will say itself."""
     with contextlib.suppress(MountError):
         _load()
+        _load_loop()
 
 
 def _address(lib: Any, name: str) -> int:
@@ -230,6 +295,7 @@ class Mount:
     def start(self) -> None:
         """Mount and serve on threads of its own; returns when the mount answers.  MountError: nothing is left."""
         module, self._lib = _load()
+        run = _load_loop()
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
         device = _open_device()
         try:
@@ -240,12 +306,11 @@ class Mount:
         self._channel = self._lib.fuse_kern_chan_new(device)  # owns the device from here on
         try:
             session = self._new_session(module)
-            greet(self._lib, device, self._channel, session)
+            offered = greet(self._lib, device, self._channel, session)
+            loop = self._loop(device, session, bool(offered & NO_OPENDIR))
             for number in range(self._count):
                 self._threads.append(
-                    threading.Thread(
-                        target=self._lib.fuse_session_loop, args=(session,), name=f"fuse-{number}", daemon=True
-                    )
+                    threading.Thread(target=self._serve, args=(run, loop), name=f"fuse-{number}", daemon=True)
                 )
                 self._threads[-1].start()
             self._forgetter = Forgetter(self._lib, session, self._channel, self.mountpoint)
@@ -297,6 +362,21 @@ class Mount:
             raise MountError("libfuse refused the session; is /usr/lib's libfuse.so.2 version 2.9?")
         session: int = self._lib.fuse_get_session(self._fuse)
         return session
+
+    def _loop(self, device: int, session: int, knows_no_opendir: bool) -> _Loop:
+        lib = self._lib
+        functions = (
+            ctypes.cast(function, ctypes.c_void_p)
+            for function in (lib.fuse_session_process, lib.fuse_chan_new, lib.fuse_chan_destroy)
+        )
+        size = lib.fuse_chan_bufsize(self._channel)
+        return _Loop(session, self._channel, *functions, size, device, not knows_no_opendir)
+
+    def _serve(self, run: Any, loop: _Loop) -> None:
+        """One of the threads."""
+        error = run(ctypes.byref(loop))
+        if error:
+            log.error("mirror: cannot read the kernel's requests: %s", os.strerror(error))
 
     def _read_ahead(self, device: str) -> None:
         """Let the kernel read a first-time file in pieces of 1 MiB; where that is not allowed, it takes 128 KiB."""
@@ -373,3 +453,4 @@ def check_fuse() -> None:
     """MountError, with the remedy, if a mirror could not be mounted for want of /dev/fuse or a library."""
     os.close(_open_device())
     _load()
+    _load_loop()

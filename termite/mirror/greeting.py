@@ -36,6 +36,7 @@ INIT_OUT_REST = struct.Struct("=IHH32x")  # time granularity in ns, max_pages, m
 
 BIG_WRITES, ASYNC_READ = 1 << 5, 1 << 0
 PARALLEL_DIROPS, HAS_MAX_PAGES, CACHE_SYMLINKS = 1 << 18, 1 << 22, 1 << 23
+NO_OPENDIR = 1 << 24  # needs no consent: the kernel takes "not implemented" for an answer to OPENDIR
 WANTED = ASYNC_READ | BIG_WRITES | PARALLEL_DIROPS | HAS_MAX_PAGES | CACHE_SYMLINKS
 
 
@@ -54,8 +55,8 @@ class ChannelOps(ctypes.Structure):
     _fields_ = [("receive", ctypes.c_void_p), ("send", SEND), ("destroy", ctypes.c_void_p)]
 
 
-def greet(lib: Any, device: int, channel: int, session: int) -> None:
-    """Answer the kernel's first request, so that both sides take the session for agreed."""
+def greet(lib: Any, device: int, channel: int, session: int) -> int:
+    """Answer the kernel's first request, so that both sides take the session for agreed; what the kernel offered."""
     if not select.select([device], [], [], LIMIT_S)[0]:
         raise MountError("the kernel did not open the FUSE connection; is the mount point in use?")
     size = lib.fuse_chan_bufsize(channel)
@@ -68,6 +69,7 @@ def greet(lib: Any, device: int, channel: int, session: int) -> None:
     if len(answer) < OUT_HEADER.size + INIT_OUT_2012.size:
         raise MountError("libfuse did not answer the kernel's greeting; is it version 2.9?")
     os.write(device, extended(answer, offered, unique))
+    return int(offered)
 
 
 def extended(answer: bytes, offered: int, unique: int) -> bytes:

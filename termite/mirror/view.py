@@ -132,6 +132,8 @@ class View:
         self._lock = threading.Lock()  # for all below, and for changing the cache; never held while asking
         # the size last answered for each name that the kernel may hold
         self.asked: dict[bytes, int] = {}
+        # directories of which the kernel may hold what stands in them
+        self.listed: set[bytes] = set()
         self._ask_dir = ask_dir
         self._ask_file = ask_file
         self._uids = {owner.master_uid: owner.task_uid} if owner.master_uid != owner.task_uid else {}
@@ -165,9 +167,11 @@ class View:
         """Every name in the directory (without `.` and `..`), the attributes as on the master."""
         self.counters.readdir += 1
         for _ in range(ATTEMPTS):
-            listing = self.cache.listing(path)
-            if listing is not None:
-                return listing
+            with self._lock:  # one step, as in _find
+                listing = self.cache.listing(path)
+                if listing is not None:
+                    self.listed.add(path)
+                    return listing
             self._share("dir", path, self._asking_dir)
             attr = self.cache.lookup(path)
             if attr is not None and not attr.is_dir():
@@ -271,7 +275,22 @@ class View:
                 with self._lock:
                     for path in [path for path in self._open if path.startswith(inside)]:
                         del self._open[path]
-        return [item for item in stale if item.path in self.asked]
+        return [*(item for item in stale if item.path in self.asked), *self._relisted(stale)]
+
+    def _relisted(self, stale: list[Stale]) -> list[Stale]:
+        """Directories that the kernel has read, in which names have come or gone."""
+        if not self.listed:
+            return []
+        changed: list[Stale] = []
+        for item in stale:
+            if item.what not in (What.NEW, What.GONE):
+                continue
+            directory = paths.split(item.path)[0]
+            with self._lock:
+                if directory in self.listed:
+                    self.listed.discard(directory)  # until it is read again
+                    changed.append(Stale(directory, What.NAMES))
+        return changed
 
     # -- contents ------------------------------------------------------------------------------
 
