@@ -72,6 +72,7 @@ class Export:
         self.writable_root = paths.checked(writable_root)
         self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
+        self._excluded_prefixes = tuple(excluded + b"/" for excluded in self._exclude)
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self.dir_attrs: dict[bytes, FileAttr] = {}
         self._names = Names()
@@ -87,7 +88,7 @@ class Export:
 
     def is_excluded(self, path: bytes) -> bool:
         """True if the path lies in an excluded tree and does not lead to one of the project's roots."""
-        return any(
+        return (path + b"/").startswith(self._excluded_prefixes) and any(
             paths.is_inside(path, excluded) and not self._is_branch(path, excluded) for excluded in self._exclude
         )
 

@@ -65,7 +65,7 @@ class Hashes:
     def __init__(
         self, roots: Sequence[bytes] = (), project: Sequence[bytes] = (), file: HashFile | None = None
     ) -> None:
-        self._roots = tuple(roots)
+        self._root_prefixes = tuple(root + b"/" if root else b"" for root in roots)
         self._file = file
         self._project = tuple(project)
         self.manifests: dict[bytes, Manifest] = {}  # by hash, of the files that are named by one
@@ -108,7 +108,7 @@ class Hashes:
         """A file of this size was read to be hashed; `again`: to be sure of a hash that was known."""
         self.files += 1
         self.bytes += size
-        self.in_roots += not again and any(paths.is_inside(path, root) for root in self._roots)
+        self.in_roots += not again and (path + b"/").startswith(self._root_prefixes)
 
     def remember(self, path: bytes, st: os.stat_result, digest: bytes) -> None:
         """Notes a file's hash, and that its xattr is to be set."""
@@ -180,7 +180,7 @@ class Hashes:
     def _is_ours(self, path: bytes, st: os.stat_result) -> bool:
         """May this file have an xattr of ours?"""
         return (
-            any(paths.is_inside(path, root) for root in self._roots)
+            (path + b"/").startswith(self._root_prefixes)
             and self._uid in (0, st.st_uid)
             and st.st_mode & stat.S_IWUSR != 0
             and st.st_dev not in self._without

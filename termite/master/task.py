@@ -22,7 +22,10 @@ def remote_environment(env: list[bytes]) -> list[bytes]:
 
     A wrapper that is started inside a box (a makefile may name it as SHELL) just runs its command.
     """
-    return [*(e for e in env if not e.startswith(_DROPPED) or e.startswith(_KEPT)), b"TERMITE_LOCAL=1"]
+    kept = [e for e in env if not e.startswith(_DROPPED)]
+    if len(kept) != len(env):
+        kept += [e for e in env if e.startswith(_KEPT)]
+    return [*kept, b"TERMITE_LOCAL=1"]
 
 
 def _value(env: list[bytes], name: bytes) -> bytes:

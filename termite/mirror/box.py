@@ -154,7 +154,10 @@ def _read_line(fd: int, limit_s: float) -> bytes:
 
 def box_environment(env: list[bytes], root: bytes) -> bytes:
     """The command's environment as mkbox reads it: NUL-terminated, without a TMPDIR that the box does not have."""
-    kept = [e for e in env if b"=" in e and not (e.startswith(b"TMPDIR=") and not _has_tmpdir(e[7:], root))]
+    kept = [e for e in env if b"=" in e]
+    tmpdir = next((e for e in kept if e.startswith(b"TMPDIR=")), None)
+    if tmpdir is not None and not _has_tmpdir(tmpdir[7:], root):
+        kept = [e for e in kept if not e.startswith(b"TMPDIR=")]
     kept.append(b"")
     return b"\0".join(kept)
 

@@ -6,8 +6,7 @@ Plain objects without clock or I/O, cheap enough to be fed from every task.  Loo
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 
 from termite.web.status import Bucket, Histogram, Line, Phase, Plot
@@ -20,29 +19,40 @@ class Timings:
     """How often each phase was gone through, and how long it took."""
 
     def __init__(self) -> None:
-        self._phases: dict[str, Phase] = {}
+        self._phases: dict[str, list[float]] = {}  # how often, seconds in all, seconds at most
 
-    def add(self, phase: str, seconds: float) -> None:
-        self.merge([Phase(phase, 1, seconds, seconds)])
+    def add(self, phase: str, seconds: float, count: int = 1, longest: float = 0.0) -> None:
+        known = self._phases.get(phase)
+        if known is None:
+            known = self._phases[phase] = [0, 0.0, 0.0]
+        known[0] += count
+        known[1] += seconds
+        known[2] = max(known[2], longest or seconds)
 
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
+    def measure(self, phase: str) -> _Measure:
         """Counts the block under it, also one that fails."""
-        started = perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, perf_counter() - started)
+        return _Measure(self, phase)
 
     def merge(self, phases: Iterable[Phase]) -> None:
-        for new in phases:
-            old = self._phases.get(new.phase, Phase(new.phase, 0, 0.0, 0.0))
-            self._phases[new.phase] = Phase(
-                new.phase, old.count + new.count, old.total_s + new.total_s, max(old.max_s, new.max_s)
-            )
+        for phase in phases:
+            self.add(phase.phase, phase.total_s, phase.count, phase.max_s)
 
     def phases(self) -> list[Phase]:
-        return list(self._phases.values())
+        return [Phase(name, int(count), total, longest) for name, (count, total, longest) in self._phases.items()]
+
+
+class _Measure:
+    __slots__ = ("_phase", "_started", "_timings")
+
+    def __init__(self, timings: Timings, phase: str) -> None:
+        self._timings = timings
+        self._phase = phase
+
+    def __enter__(self) -> None:
+        self._started = perf_counter()
+
+    def __exit__(self, *failure: object) -> None:
+        self._timings.add(self._phase, perf_counter() - self._started)
 
 
 class Sizes:

@@ -67,6 +67,7 @@ from termite.worker.boxes import FIRST_EXTRA, Boxes
 from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.files import Files
 from termite.worker.habits import Habits
+from termite.worker.notifier import Notifier
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
@@ -74,6 +75,7 @@ from termite.worker.results import LargeResults
 from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, Sweeper
 from termite.worker.slots import Turns
 from termite.worker.task import TaskPlace, TaskRun
+from termite.worker.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +120,12 @@ class Mirror:
         self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia)
         self._habits = Habits()
         self._results = LargeResults(self._store)
-        self._notifier = ThreadPoolExecutor(1, "notify")
-        self._forgetting: Future[None] | None = None  # the latest job of the notifier
+        self._watch = Watch()
+        self._notifier: Notifier | None = None  # None: not mounted yet
         self._sweeper: Sweeper | None = None
         self._spiller = ThreadPoolExecutor(1, "spill")
         self._spill_timer: asyncio.TimerHandle | None = None
+        self._quiet_since = 0.0  # when the last task ended, by the loop's clock
         self._spilling: Future[None] | None = None
         self._spill_trouble = ""
         self.conn: Connection
@@ -180,6 +183,7 @@ class Mirror:
         self._scratch = Scratch(self.start.directory)
         self._store.use_memory(self._scratch.results)
         self._mount = Mount(self._view, mountpoint)
+        self._notifier = Notifier(self._mount.forget)
         await asyncio.to_thread(self._mount.start)
         self._boxes = Boxes(self.start.mkbox)
         self._sweeper = Sweeper(self.start.mkbox)
@@ -209,6 +213,7 @@ class Mirror:
         template = await asyncio.to_thread(self._plan.build, top)
         self._place = TaskPlace(
             boxes=self._boxes,
+            watch=self._watch,
             argv=self._plan.task_argv(FIRST_EXTRA),
             template=template,
             root=self._root,
@@ -263,15 +268,15 @@ class Mirror:
 
     def _forget_soon(self, stale: Sequence[Stale]) -> None:
         """Called wherever a question's answer brought news."""
-        if self._mount is not None:
-            self._forgetting = self._notifier.submit(self._mount.forget, stale)
+        if self._notifier is not None:
+            self._notifier.add(stale)
 
     async def _forget(self, changes: list[Change], stale: list[Stale]) -> None:
         """Makes the kernel drop what it may hold; makes the template anew when the top level changed."""
-        if stale:
-            self._forget_soon(stale)
-        if self._forgetting is not None and not self._forgetting.done():
-            await asyncio.wrap_future(self._forgetting)  # the latest: one thread does them in their order
+        if self._notifier is not None:
+            if stale:
+                self._notifier.add(stale)
+            await self._notifier.wait()
         if any(change.path and b"/" not in change.path and change.path != self._root for change in changes):
             await self._make_template()
 
@@ -305,7 +310,7 @@ class Mirror:
             files = len(reply.message.files)
             log.info("task %d: status %d, %.1f ms in its box, %d files", run.task, reply.message.status, ms, files)
         self.done += 1
-        has_heard = self._forgetting is None or self._forgetting.done()
+        has_heard = self._notifier is None or self._notifier.is_idle
         if self._paranoia is not None and self._mount is not None and has_heard:
             self._paranoia.after_task(self._mount.mountpoint)
         self._end_if_worn()
@@ -363,16 +368,17 @@ class Mirror:
 
     def _spill_soon(self) -> None:
         """What is in memory goes to disk: some of it now if there is too much, all of it once there is time."""
-        if self._spill_timer is not None:
-            self._spill_timer.cancel()
-        self._spill_timer = self._loop.call_later(SPILL_AFTER_S, self._spill_all)
+        self._quiet_since = self._loop.time()
+        if self._spill_timer is None:
+            self._spill_timer = self._loop.call_later(SPILL_AFTER_S, self._spill_all)
         if self._store.is_full:
             self._start_spill(self._spill)
 
     def _spill_all(self) -> None:
         self._spill_timer = None
-        if self._tasks:
-            self._spill_soon()
+        left_s = self._quiet_since + SPILL_AFTER_S - self._loop.time()
+        if self._tasks or left_s > 0:
+            self._spill_timer = self._loop.call_later(max(1.0, left_s), self._spill_all)
         elif self._store.holds:
             self._start_spill(partial(self._spill, 0))
 
@@ -511,7 +517,9 @@ class Mirror:
         for timer in (self._sampler, self._spill_timer):
             if timer is not None:
                 timer.cancel()
-        self._notifier.shutdown(wait=False, cancel_futures=True)
+        self._watch.close()
+        if self._notifier is not None:
+            self._notifier.close()
         if self._mount is not None:
             await asyncio.to_thread(self._mount.stop)
         self._results.close()

@@ -26,6 +26,7 @@ from termite.wire.messages import Done, Output, Run
 from termite.wire.rpc import Reply
 from termite.worker.boxes import Boxes
 from termite.worker.stdin import waits_for
+from termite.worker.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,12 @@ class Stream:
 
     def resume(self) -> None:
         if not self._watched and self.read_fd >= 0:
-            asyncio.get_running_loop().add_reader(self.read_fd, self._readable)
+            self._task.watch.add(self.read_fd, self._readable)
             self._watched = True
 
     def pause(self) -> None:
         if self._watched:
-            asyncio.get_running_loop().remove_reader(self.read_fd)
+            self._task.watch.remove(self.read_fd)
             self._watched = False
 
     def _readable(self) -> None:
@@ -115,6 +116,7 @@ class TaskPlace:
     """What a mirror gives its tasks, the same for all of them until its template changes."""
 
     boxes: Boxes
+    watch: Watch
     argv: list[bytes]  # mkbox's, from BoxPlan.task_argv
     template: Template
     root: bytes
@@ -149,6 +151,7 @@ class TaskRun:
         self.stdin_read = False
         self.started = time.monotonic()
         self._place = place
+        self.watch = place.watch
         self.directory = directory
         self._looks = [(b"u", root_attr), *((b"u/" + path, attr) for path, attr in expected)]
         self._send = send
@@ -305,17 +308,23 @@ class TaskRun:
 
     async def _status(self, fd: int) -> bytes:
         """What mkbox says of the command's end, when everything in the box is dead; b"" if it says nothing."""
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(fd, readable.set)
+        told: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def readable() -> None:
+            with contextlib.suppress(BlockingIOError):
+                status = os.read(fd, _STATUS.size)
+                self.watch.remove(fd)
+                if not told.done():
+                    told.set_result(status)
+
+        self.watch.add(fd, readable)
         try:
-            await readable.wait()
-            return os.read(fd, _STATUS.size)
+            return await told
         except asyncio.CancelledError:
             self.cancel()
             raise
         finally:
-            loop.remove_reader(fd)
+            self.watch.remove(fd)
             self._place.boxes.ended(self._box)
             self._box = 0
 
