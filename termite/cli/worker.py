@@ -93,6 +93,12 @@ def prepare(argv: Sequence[str], afterwards: Afterwards | None = None) -> Job:
         "after each command a sample of names, as a box shows them, against what the master told; what is wrong is an "
         "ERROR in the log",
     )
+    own_files = flags.switch(
+        "own-files",
+        True,
+        "large programs and libraries that this machine has itself, at the same place and with the same contents "
+        "(compared by hash), are read from here instead of sent by the master",
+    )
     heap_size = flags.size(
         "heap-size",
         "0",
@@ -139,6 +145,7 @@ def prepare(argv: Sequence[str], afterwards: Afterwards | None = None) -> Job:
         log_level=logging.DEBUG if common.debug.value else logging.INFO,
         logfile=os.path.abspath(logfile) if logfile else "",
         paranoia=paranoia.value,
+        own_files=own_files.value,
         heap_bytes=heap_size.value,
         reap_count=reap_count.value,
         web=web_options(web_port, listen.value, retry.value if web_port.value else 0),

@@ -10,15 +10,26 @@ from termite.store.manifest import PIECE_BYTES, Manifest
 
 
 class PiecedContent:
-    """A large file; `open_pieces` gives a descriptor for each of the pieces asked for, which we close.  Any thread."""
+    """A large file.  Any thread.
 
-    __slots__ = ("_manifest", "_open_pieces", "hash", "size")
+    `open_pieces` gives a descriptor for each of the pieces asked for, which we close.  `read_own`, which is tried
+    first, fills a buffer with what stands at an offset, within some pieces; False: not from there.
+    """
 
-    def __init__(self, hash: bytes, manifest: Manifest, open_pieces: Callable[[Sequence[int]], list[int]]) -> None:
+    __slots__ = ("_manifest", "_open_pieces", "_read_own", "hash", "size")
+
+    def __init__(
+        self,
+        hash: bytes,
+        manifest: Manifest,
+        open_pieces: Callable[[Sequence[int]], list[int]],
+        read_own: Callable[[Sequence[int], memoryview, int], bool] | None = None,
+    ) -> None:
         self.hash = hash
         self.size = manifest.size
         self._manifest = manifest
         self._open_pieces = open_pieces
+        self._read_own = read_own
 
     def read_into(self, buffer: Any, offset: int) -> int:
         """Fill `buffer` with what stands at `offset`; the number of bytes, less only at the end.  May block."""
@@ -26,7 +37,9 @@ class PiecedContent:
         if offset >= end:
             return 0
         indices = range(offset // PIECE_BYTES, (end - 1) // PIECE_BYTES + 1)
-        view = memoryview(buffer)
+        view = memoryview(buffer).cast("B")[: end - offset]
+        if self._read_own is not None and self._read_own(indices, view, offset):
+            return end - offset
         fds = self._open_pieces(indices)
         try:
             at = offset

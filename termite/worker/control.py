@@ -37,6 +37,7 @@ class Start(ControlMessage, frozen=True):
     log_level: int
     logfile: str  # empty: stderr
     paranoia: bool
+    own_files: bool  # may large files be read from this machine's own?
     heap_bytes: int  # a mirror that is larger makes way for a fresh one; 0: no bound
     reap_count: int  # tasks after which a mirror makes way for a fresh one; 0: no bound
 

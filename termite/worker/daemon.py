@@ -74,6 +74,7 @@ class WorkerOptions:
     log_level: int = logging.INFO
     logfile: str = ""  # where the mirrors log; empty: stderr
     paranoia: bool = False
+    own_files: bool = True  # large files come from this machine where they are the same
     heap_bytes: int = 0  # memory after which a mirror makes way for a fresh one; 0: no bound
     reap_count: int = 0  # tasks after which a mirror makes way for a fresh one; 0: no bound
     web: WebOptions | None = None  # None: no pages; its port -1: `WEB_OFFSET` above ours
@@ -352,6 +353,7 @@ class Worker:
             log_level=self.options.log_level,
             logfile=self.options.logfile,
             paranoia=self.options.paranoia,
+            own_files=self.options.own_files,
             heap_bytes=self.options.heap_bytes,
             reap_count=self.options.reap_count,
         )

@@ -20,6 +20,7 @@ from termite.store.local import ContentStore
 from termite.store.manifest import Manifest
 from termite.wire.rpc import Connection
 from termite.worker.contents import Contents, Opened
+from termite.worker.ownfiles import OwnFiles
 from termite.worker.paranoia import Paranoia
 
 PIECE_TRIES = 5
@@ -29,6 +30,7 @@ PIECE_TRIES = 5
 class Files:
     """`on_broken` is told when the store fails: what is not there cannot be had any more.
 
+    `own`: where pieces may come from without being asked for.
     `learn`: the view's; told when the master has another file now where pieces of one were being read.
     """
 
@@ -42,12 +44,14 @@ class Files:
         store: ContentStore,
         on_broken: Callable[[StoreError], None],
         paranoia: Paranoia | None = None,
+        own: OwnFiles | None = None,
     ) -> None:
         self._contents = contents
         self._cache = cache
         self._store = store
         self._on_broken = on_broken
         self._paranoia = paranoia
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self.asked = 0  # files that the master was asked for
         self.cached = 0  # files that were in the store
@@ -87,7 +91,8 @@ class Files:
         found = self._contents.stored(attr.hash, attr.size)
         if not isinstance(found, Manifest):
             return found
-        return PiecedContent(attr.hash, found, partial(self._open_pieces, path, found))
+        own = partial(self._own.read_into, path, found) if self._own is not None else None
+        return PiecedContent(attr.hash, found, partial(self._open_pieces, path, found), own)
 
     # -- pieces, on FUSE threads -----------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.files import Files
 from termite.worker.habits import Habits
 from termite.worker.notifier import Notifier
+from termite.worker.ownfiles import OwnFiles
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
@@ -117,7 +118,8 @@ class Mirror:
         self.contents = Contents(self._store, self._tell_daemon)
         self._first_grant = asyncio.Event()
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
-        self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia)
+        self._own = OwnFiles() if start.own_files else None
+        self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia, self._own)
         self._habits = Habits()
         self._results = LargeResults(self._store)
         self._watch = Watch()
@@ -486,9 +488,12 @@ class Mirror:
                 "running": self.turns.running,
                 "done": self.done,
                 "fuse": counters,
-                "bytes": self.contents.as_dict(),
+                "bytes": self._bytes(),
             }
         )
+
+    def _bytes(self) -> dict[str, int]:
+        return {**self.contents.as_dict(), "from_own": self._own.bytes if self._own is not None else 0}
 
     def report(self) -> MirrorReport:
         """For the pages."""
@@ -500,7 +505,7 @@ class Mirror:
             tasks=task_reports(self._tasks.items()),
             phases=self.timings.phases(),
             counts=mirror_counts(
-                self._files.cached, self._files.asked, self._result_bytes, self.contents.as_dict()
+                self._files.cached, self._files.asked, self._result_bytes, self._bytes()
             ),
             file_system=self._view.counters.as_dict() if self._view is not None else {},
         )

@@ -47,6 +47,7 @@ def mirror_counts(cached: int, asked: int, result_bytes: int, contents: Mapping[
         "files opened from the cache": cached,
         "files asked of masters": asked,
         "bytes from the cache": contents.get("from_store", 0),
+        "bytes from this machine's own files": contents.get("from_own", 0),
         "bytes from other workers": contents.get("from_peers", 0),
         FROM_MASTERS: contents.get("from_master", 0),
         RESULTS: result_bytes,

@@ -23,13 +23,13 @@ def served(farm: Farm, root: Path) -> dict[str, int]:
     return counters
 
 
-def workers(farm: Farm, count: int) -> list[tuple[Program, Path]]:
+def workers(farm: Farm, count: int, *flags: str) -> list[tuple[Program, Path]]:
     """Workers of one slot each, with their stores."""
     farm.coordinator()
     found = []
     for number in range(count):
         cache = farm.dir / f"store{number}"
-        found.append((farm.worker(1, "-cachedir", str(cache)), cache))
+        found.append((farm.worker(1, "-cachedir", str(cache), *flags), cache))
     return found
 
 

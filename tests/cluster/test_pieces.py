@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
+from termite.worker.ownfiles import SETTLED_NS
 from tests.cluster.farm import Farm
 from tests.cluster.test_peers import name_of, on_each, served, warm, workers
 
@@ -13,9 +15,9 @@ SIZE = (20 << 20) + 12345
 MIDDLE = 9 << 20
 
 
-def scene(farm: Farm, count: int) -> tuple[Path, Path, bytes, list[str]]:
+def scene(farm: Farm, count: int, *flags: str) -> tuple[Path, Path, bytes, list[str]]:
     """(project, a large file outside of it, its contents, the names of the workers)."""
-    names = [worker for worker, _ in workers(farm, count)]
+    names = [worker for worker, _ in workers(farm, count, *(flags or ("-own-files=false",)))]
     root, beside = farm.dir / "project", farm.dir / "beside"
     root.mkdir()
     beside.mkdir()
@@ -89,4 +91,34 @@ def test_a_large_file_that_is_replaced_while_it_is_read_is_an_error_and_then_the
     os.rename(large.with_name("new"), large)  # nobody has told the master
     outputs = on_each(farm, root, [name], f"dd if={large} of=/dev/null bs=1M 2>/dev/null || echo error")
     assert outputs == ["error\n"]
+    assert on_each(farm, root, [name], f"sha256sum <{large}") == [hexdigest(other)]
+
+
+# -- files that the worker's machine has itself ----------------------------------------------------------
+
+
+def settle() -> None:
+    """A file that has just been written is not taken for what it was."""
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
+
+
+def test_what_the_workers_machine_has_itself_is_not_sent(farm: Farm) -> None:
+    root, large, data, (name,) = scene(farm, 1, "-own-files")
+    settle()
+    on_each(farm, root, [name], "sha256sum --version")
+    before = served(farm, root)["bytes"]
+    assert on_each(farm, root, [name], f"sha256sum <{large}; cp {large} copy") == [hexdigest(data)]
+    assert served(farm, root)["bytes"] - before < 1 << 20
+    assert (root / "copy").read_bytes() == data
+
+
+def test_a_file_of_the_workers_machine_that_is_replaced_is_not_taken_for_the_masters(farm: Farm) -> None:
+    root, large, data, (name,) = scene(farm, 1, "-own-files")
+    settle()
+    assert on_each(farm, root, [name], f"sha256sum <{large}") == [hexdigest(data)]
+    other = os.urandom(SIZE)
+    large.with_name("new").write_bytes(other)
+    os.rename(large.with_name("new"), large)
+    settle()
+    farm.command(root, "termite-shell-wrapper", "-refresh")
     assert on_each(farm, root, [name], f"sha256sum <{large}") == [hexdigest(other)]
