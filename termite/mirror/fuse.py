@@ -45,6 +45,7 @@ from termite import paths
 from termite.attr.cache import Stale
 from termite.attr.fileattr import FileAttr
 from termite.errors import Canceled, MountError, PathError, PrivateError, TermiteError
+from termite.mirror.answers import Answers
 from termite.mirror.forget import Forgetter
 from termite.mirror.greeting import MAX_READ, NO_OPENDIR, ChannelOps, greet
 from termite.mirror.view import View
@@ -229,6 +230,7 @@ def _load() -> tuple[Any, Any]:
         ("fuse_new", pointer, (pointer, ctypes.POINTER(_Args), pointer, size, pointer)),
         ("fuse_destroy", None, (pointer,)),
         ("fuse_get_session", pointer, (pointer,)),
+        ("fuse_get_context", pointer, ()),
         ("fuse_session_process", None, (pointer, ctypes.c_char_p, size, pointer)),
         ("fuse_lowlevel_notify_inval_entry", number, (pointer, ctypes.c_uint64, ctypes.c_char_p, size)),
         ("fuse_lowlevel_notify_inval_inode", number, (pointer, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)),
@@ -248,21 +250,23 @@ class _Loop(ctypes.Structure):
 
 
 @functools.cache
-def _load_loop() -> Any:
+def _load_own() -> Any:
+    """Our half of it, see mkbox/fuse_*.c."""
     path = Path(sysconfig.get_path("data")) / "lib" / "termite" / "libtermite-fuse-loop.so"
     try:
-        loop = ctypes.CDLL(str(path)).termite_fuse_loop
+        library = ctypes.CDLL(str(path))
+        loop = library.termite_fuse_loop
     except (OSError, AttributeError) as error:
         raise MountError(f"cannot use {path}: {error}; install termite again") from error
     loop.argtypes = (ctypes.POINTER(_Loop),)
-    return loop
+    return library
 
 
 def load_early() -> None:
     """Spares the first `Mount` the time that loading the library takes; what is amiss it will say itself."""
     with contextlib.suppress(MountError):
         _load()
-        _load_loop()
+        _load_own()
 
 
 def _address(lib: Any, name: str) -> int:
@@ -289,13 +293,14 @@ class Mount:
         self._forgetter: Forgetter | None = None  # None: not mounted
         self._channel: int = 0  # libfuse's channel and session; 0: none
         self._fuse: int = 0
+        self._answers: Answers | None = None
         self._kept_alive: list[Any] = []  # what libfuse has pointers into
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def start(self) -> None:
         """Mount and serve on threads of its own; returns when the mount answers.  MountError: nothing is left."""
         module, self._lib = _load()
-        run = _load_loop()
+        own = _load_own()
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
         device = _open_device()
         try:
@@ -305,12 +310,14 @@ class Mount:
             raise
         self._channel = self._lib.fuse_kern_chan_new(device)  # owns the device from here on
         try:
-            session = self._new_session(module)
+            session = self._new_session(module, own)
             offered = greet(self._lib, device, self._channel, session)
-            loop = self._loop(device, session, bool(offered & NO_OPENDIR))
+            serve = own.termite_fuse_loop, self._loop(device, session, bool(offered & NO_OPENDIR))
             for number in range(self._count):
                 self._threads.append(
-                    threading.Thread(target=self._serve, args=(run, loop), name=f"fuse-{number}", daemon=True)
+                    threading.Thread(
+                        target=self._serve, args=serve, name=f"fuse-{number}", daemon=True
+                    )
                 )
                 self._threads[-1].start()
             self._forgetter = Forgetter(self._lib, session, self._channel, self.mountpoint)
@@ -336,7 +343,7 @@ class Mount:
             raise MountError("this kernel has no FUSE: modprobe fuse")
         raise MountError(f"cannot mount on {where}: {os.strerror(number)}")
 
-    def _new_session(self, module: Any) -> int:
+    def _new_session(self, module: Any, own: Any) -> int:
         callbacks = Callbacks(self._view, module.c_stat)
         types = {field[0]: field[1] for field in module.fuse_operations._fields_}
         operations = module.fuse_operations()  # the rest stays NULL: libfuse refuses it without asking us
@@ -351,12 +358,19 @@ class Mount:
             function = prototype(getattr(callbacks, name))
             self._kept_alive.append(function)
             setattr(operations, name, ctypes.cast(function, types[name]))
+        self._answers = Answers(own, operations.getattr, self._lib.fuse_get_context)
+        operations.getattr = ctypes.cast(self._answers.operation, types["getattr"])
+        self._view.answers = self._answers
         timeouts = ",".join(f"{kind}_timeout={FOR_EVER_S}" for kind in ("entry", "attr", "negative"))
         argv = (ctypes.c_char_p * 4)(b"termite-mirror", b"-o", timeouts.encode(), None)
         args = _Args(3, argv, 0)
         self._kept_alive += [operations, argv, args]
         self._fuse = self._lib.fuse_new(
-            self._channel, ctypes.byref(args), ctypes.byref(operations), ctypes.sizeof(operations), None
+            self._channel,
+            ctypes.byref(args),
+            ctypes.byref(operations),
+            ctypes.sizeof(operations),
+            self._answers.handle,
         )
         if not self._fuse:
             raise MountError("libfuse refused the session; is /usr/lib's libfuse.so.2 version 2.9?")
@@ -427,6 +441,9 @@ class Mount:
             log.error("mirror: %s still busy in %r after unmounting", ", ".join(left) or "forget", self.mountpoint)
             return
         self._threads.clear()
+        self._view.forget_answers()
+        if self._answers is not None:
+            self._answers.close()
         self._lib.fuse_chan_destroy(channel)
         if fuse:
             self._lib.fuse_destroy(fuse)
@@ -453,4 +470,4 @@ def check_fuse() -> None:
     """MountError, with the remedy, if a mirror could not be mounted for want of /dev/fuse or a library."""
     os.close(_open_device())
     _load()
-    _load_loop()
+    _load_own()

@@ -39,6 +39,7 @@ from termite import paths
 from termite.attr.cache import AttrCache, Listing, Stale, Told, What, staleness
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import TermiteError, Timeout
+from termite.mirror.answers import Answers
 from termite.mirror.pieces import PiecedContent
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class View:
         self._on_stale = on_stale
         self._max_open = max_open
         self._ask_limit_s = ask_limit_s
+        self.answers: Answers | None = None  # while it is mounted; changed under the lock alone
         self._flights: dict[tuple[str, bytes], Future[Any]] = {}
         self._open: OrderedDict[bytes, Content] = OrderedDict()  # most recently used last
 
@@ -193,12 +195,18 @@ class View:
         """Fill `buffer` with the file's current contents; the number of bytes, less only at the end."""
         self.counters.read += 1
         content = self._content(path)
-        if self.asked.get(path, content.size) != content.size:
+        if self._believed(path, content.size) != content.size:
             self._on_stale([Stale(path, What.CONTENTS)])
             raise _error(errno.ESTALE, path)
         done = content.read_into(buffer, offset)
         self.counters.read_bytes += done
         return done
+
+    def _believed(self, path: bytes, unknown: int) -> int:
+        """The size that the kernel was told last."""
+        with self._lock:
+            told = self.answers.told(path) if self.answers is not None else -1
+            return told if told >= 0 else self.asked.get(path, unknown)
 
     # -- what the master tells (event loop) ----------------------------------------------------
 
@@ -223,6 +231,11 @@ class View:
             self.counters.changed_while_served += 1
             self._stale([staleness(path, known, told)])
         return True
+
+    def forget_answers(self) -> None:
+        """When it is mounted no more."""
+        with self._lock:
+            self.answers = None
 
     def close(self) -> None:
         """Close the contents that are open; readers under way finish theirs."""
@@ -275,7 +288,36 @@ class View:
                 with self._lock:
                     for path in [path for path in self._open if path.startswith(inside)]:
                         del self._open[path]
-        return [*(item for item in stale if item.path in self.asked), *self._relisted(stale)]
+        known = [item for item in stale if item.path in self.asked]
+        if known:
+            self._answer_beforehand(known)
+        return known + self._relisted(stale)
+
+    def _answer_beforehand(self, stale: list[Stale]) -> None:
+        """The kernel will ask for what it is to forget, and for the directories of names that come and go."""
+        asked_for = {item.path for item in stale}
+        above = {paths.split(item.path)[0] for item in stale if item.what in (What.NEW, What.GONE)}
+        asked_for |= {directory for directory in above if directory in self.asked}  # later news find them again
+        with self._lock:
+            if self.answers is None:
+                return
+            for item in stale:
+                if item.was_dir:
+                    for path in self.answers.below(item.path):
+                        self._noted(path, self.answers.drop(path))
+            for path in asked_for:
+                attr = self.cache.lookup(path)
+                if attr is None:
+                    told = self.answers.drop(path)
+                else:
+                    told = self.answers.put(path, self._as_seen(attr) if attr.exists() else ABSENT)
+                self._noted(path, told)
+            while (oldest := self.answers.oldest()) is not None:
+                self._noted(oldest, self.answers.drop(oldest))
+
+    def _noted(self, path: bytes, told: int) -> None:
+        if told >= 0:
+            self.asked[path] = told
 
     def _relisted(self, stale: list[Stale]) -> list[Stale]:
         """Directories that the kernel has read, in which names have come or gone."""

@@ -1,0 +1,111 @@
+"""What the kernel asks for after news is answered without the interpreter, and is what the view would say."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from termite.mirror import answers
+from tests.mirror.mounting import Mounted, mounted
+from tests.mirror.told import FakeMaster, ids
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="/dev/fuse is missing: modprobe fuse")
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Mounted]:
+    """d/f, d/sub/g, l -> d/f"""
+    master = FakeMaster(owner=ids())
+    master.directory(b"d")
+    master.file(b"d/f", b"contents\n", uid=os.getuid(), gid=os.getgid())
+    master.directory(b"d/sub")
+    master.file(b"d/sub/g", b"gee")
+    master.link(b"l", b"d/f")
+    with mounted(master, tmp_path) as mirror:
+        yield mirror
+
+
+def looks(mirror: Mounted, path: bytes) -> tuple[int, ...]:
+    st = mirror.stat(path)
+    return st.st_mode, st.st_size, st.st_mtime_ns, st.st_nlink, st.st_uid, st.st_gid, st.st_blocks, st.st_blksize
+
+
+def test_news_of_what_the_kernel_knew_are_answered_at_once(mirror: Mounted) -> None:
+    mirror.stat(b"d/f")
+    assert not mirror.exists(b"d/new")
+    mirror.master.file(b"d/f", b"longer contents\n")
+    mirror.master.file(b"d/new", b"new")
+    mirror.tell(b"d/f", b"d/new", b"d")
+    assert mirror.quiet(lambda: (mirror.stat(b"d/f"), mirror.stat(b"d/new"), mirror.stat(b"d")))
+    assert mirror.stat(b"d/f").st_size == 16
+    assert mirror.read(b"d/f") == b"longer contents\n"
+    mirror.master.remove(b"d/new")
+    mirror.tell(b"d/new")
+    assert mirror.quiet(lambda: mirror.exists(b"d/new"))
+    assert not mirror.exists(b"d/new")
+
+
+def test_they_are_what_the_view_says(mirror: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file, a directory, a link, before 1970 and after, of the master's user and of others."""
+    for path in (b"d/f", b"d/sub", b"l", b"d/sub/g"):
+        mirror.stat(path)
+    for mtime_ns in (-1, -1_500_000_000, 0, 1_234_567_890_123_456_789):
+        monkeypatch.setattr(mirror.master, "now", lambda mtime_ns=mtime_ns: mtime_ns)
+        mirror.master.remove(b"d/sub/g")
+        mirror.master.directory(b"d/sub", 0o750 | 1)
+        mirror.master.file(b"d/f", b"x" * 4097, 0o755, uid=os.getuid(), gid=os.getgid())
+        mirror.master.file(b"d/sub/g", b"", uid=12345, gid=54321)
+        mirror.master.link(b"l", b"somewhere/else")
+        mirror.tell(b"d/f", b"d/sub", b"d/sub/g", b"l")
+        answered = {path: looks(mirror, path) for path in (b"d/f", b"d/sub", b"l")}
+        for path, answer in answered.items():
+            attr = mirror.master.view.look(path)
+            links = attr.nlink if attr.is_dir() else 1
+            blocks = (attr.size + 4095) // 4096 * 8
+            assert answer == (attr.mode, attr.size, attr.mtime_ns, links, attr.uid, attr.gid, blocks, 4096), path
+
+
+def test_what_was_in_a_directory_that_is_gone_is_not_in_its_successor(mirror: Mounted) -> None:
+    mirror.stat(b"d/sub/g")
+    mirror.master.file(b"d/sub/g", b"other")
+    mirror.tell(b"d/sub/g")
+    assert mirror.stat(b"d/sub/g").st_size == 5
+    mirror.master.remove(b"d/sub/g")
+    mirror.master.remove(b"d/sub")
+    mirror.tell(b"d/sub")
+    assert not mirror.exists(b"d/sub/g")
+    mirror.master.directory(b"d/sub")
+    mirror.tell(b"d/sub")
+    assert not mirror.exists(b"d/sub/g")
+    assert os.listdir(mirror.path(b"d/sub")) == []
+
+
+def test_a_size_that_was_answered_beforehand_counts_for_readers(mirror: Mounted) -> None:
+    """The view must not serve contents of a size that the kernel does not expect."""
+    view = mirror.master.view
+    mirror.stat(b"d/f")
+    mirror.master.file(b"d/f", b"four")
+    mirror.tell(b"d/f")
+    assert mirror.stat(b"d/f").st_size == 4  # answered from the table; the kernel believes in 4
+    mirror.master.file(b"d/f", b"contents\n")
+    mirror.master.tell(b"d/f")  # the view has the news, the kernel has not been told yet
+    with pytest.raises(OSError) as caught:
+        view.read(b"d/f", 100, 0)
+    assert caught.value.errno == errno.ESTALE
+
+
+def test_only_so_many_are_kept(mirror: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MOST", 10)
+    names = [b"d/%d" % number for number in range(30)]
+    for name in names:
+        assert not mirror.exists(name)
+        mirror.master.file(name, b"x")
+    mirror.tell(*names)
+    ready = mirror.master.view.answers
+    assert ready is not None
+    assert len(ready.below(b"d")) <= 10
+    assert all(mirror.stat(name).st_size == 1 for name in names)
