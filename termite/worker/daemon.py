@@ -322,7 +322,7 @@ class Worker:
             accepted.sock.close()
             os.close(network)
         if not self.draining:
-            self._spare.prepare()
+            self._spare.prepare_later()
         self._mirrors[self._serial] = mirror
         log.info("mirror %d for %s", self._serial, accepted.address)
         self._spawn(self._watch(self._serial, mirror))

@@ -1,4 +1,4 @@
-"""Mirror processes, one of them always started before it is needed: loading an interpreter takes half a second.
+"""Mirror processes, one of them usually started before it is needed: loading an interpreter takes half a second.
 
 A process that waits knows nothing yet, not even the secret; with its `Start` come the connection that it
 is to serve and its network namespace.  Loop only.
@@ -14,6 +14,9 @@ import sys
 from typing import NamedTuple
 
 from termite.worker import control
+
+NEXT_AFTER_S = 10.0
+"""How long after one was taken the next is started: the first build of a master needs the processor more."""
 
 END_LIMIT_S = 5.0
 """How long one that was never needed may take to end before it is killed."""
@@ -31,6 +34,12 @@ class Spare:
 
     def __init__(self) -> None:
         self._starting: asyncio.Task[Waiting] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def prepare_later(self) -> None:
+        """In a while."""
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(NEXT_AFTER_S, self.prepare)
 
     def prepare(self) -> None:
         """So that the next `take` need not wait; no effect if one waits already."""
@@ -51,6 +60,7 @@ class Spare:
 
     async def close(self) -> None:
         """The end of its channel is the end of a process that waits."""
+        self._stop_timer()
         starting, self._starting = self._starting, None
         if starting is not None:
             with contextlib.suppress(OSError):
@@ -61,6 +71,11 @@ class Spare:
                 except TimeoutError:
                     waiting.process.kill()
                     await waiting.process.wait()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
 
 
 def _fetch_failure(starting: asyncio.Task[Waiting]) -> None:

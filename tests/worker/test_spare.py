@@ -42,6 +42,25 @@ def test_one_that_died_while_it_waited_is_replaced() -> None:
     asyncio.run(scene())
 
 
+def test_the_next_one_is_started_a_while_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("termite.worker.spare.NEXT_AFTER_S", 0.05)
+
+    async def scene() -> None:
+        spare = Spare()
+        spare.prepare_later()
+        spare.prepare_later()
+        assert spare._starting is None
+        await asyncio.sleep(0.2)
+        assert spare._starting is not None
+        await spare.close()
+        spare.prepare_later()
+        await spare.close()
+        await asyncio.sleep(0.2)
+        assert spare._starting is None
+
+    asyncio.run(scene())
+
+
 def test_closing_ends_the_one_that_waits_without_an_error() -> None:
     async def scene() -> None:
         spare = Spare()
