@@ -102,6 +102,7 @@ static void read_directory(const struct loop *loop, void *nowhere, char *request
     struct open_in open = {.head = asked->head};
     open.head.opcode = OPENDIR;
     open.head.length = sizeof open;
+    said.head.error = -EIO;
     loop->process(loop->session, (char *)&open, sizeof open, nowhere);
     if (said.head.error) {
         refuse(loop, asked->head.unique, -said.head.error);

@@ -45,12 +45,12 @@ def here(command: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def farm(root: Path, jobs: int) -> Iterator[OwnDaemons]:
+def farm(root: Path, jobs: int, *worker_flags: str) -> Iterator[OwnDaemons]:
     """A coordinator, a worker and a master for `root`, in this order in its `daemons`."""
     daemons = OwnDaemons()
     try:
         daemons.start_coordinator()
-        daemons.start_worker(jobs)
+        daemons.start_worker(jobs, None, *worker_flags)
         daemons.start_master(root, jobs, "-fallback=fail")
         yield daemons
     finally:

@@ -23,7 +23,8 @@ class Overhead:
 
     project: str
     times: dict[str, list[float]] = field(default_factory=dict)
-    first_s: float = 0.0  # termite-make on a worker that has seen nothing
+    first_s: float = 0.0  # termite-make on a worker that has seen nothing; large files it has itself, as equal machines
+    first_sent_s: float = 0.0  # the same on one that has nothing itself, either
     with_start_s: float = 0.0  # termite-make that starts its own coordinator, worker and master, and ends them
 
 
@@ -55,6 +56,9 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
         ways = {"plain make": plain, "termite-make": termite}
         for peer in _peers(work, stack):
             ways.update({setting: _Way("make", env, peer.wrap) for setting, env in peer.settings.items()})
+        with farm(root, JOBS, "-own-files=false"):
+            result.first_sent_s = termite.build(root, project)
+        reset(root, pristine)
         with farm(root, JOBS):
             result.first_s = termite.build(root, project)
             for number in range(rounds):
