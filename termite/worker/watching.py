@@ -26,8 +26,8 @@ class Watch:
         self._callbacks[fd] = readable
 
     def remove(self, fd: int) -> None:
-        """To be called before the descriptor is closed; no effect if it is not watched."""
-        if self._callbacks.pop(fd, None) is not None:
+        """To be called before the descriptor is closed; no effect if it is not watched, or after `close`."""
+        if self._callbacks.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
     def close(self) -> None:
