@@ -30,6 +30,7 @@ from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
 from termite.master.pool import Pool
 from termite.master.reading import readings_end
+from termite.master.recollection import Recollection
 from termite.master.refresh import Refresh
 from termite.master.replay import Replayer
 from termite.master.results import Results, names_of
@@ -140,12 +141,16 @@ class Master:
         )
         self.name = name
         self.upkeep = Upkeep(
-            self.export, lambda: self.dispatcher.served_bytes, self._is_busy, fetch_all=options.fetch_all
+            self.export,
+            Recollection(root, options.cachedir),
+            lambda: self.dispatcher.served_bytes,
+            self._is_busy,
+            fetch_all=options.fetch_all,
         )
         self.counts = self.upkeep.builds.total.counts
-        if self.upkeep.prefetcher is not None:
-            self.dispatcher.on_opened = self.upkeep.prefetcher.begin
-            self.dispatcher.on_closed = self.upkeep.prefetcher.end
+        self.dispatcher.on_opened = self.upkeep.mirror_opened
+        self.dispatcher.on_closed = self.upkeep.mirror_lost
+        self.export.on_question = self.upkeep.asked_for
         self.suspicion: Suspicion | None = None
         if options.paranoia:
             self.suspicion = Suspicion(self.export, [self.pool.check, self.results.conflicts.check])

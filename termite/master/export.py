@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -72,6 +72,8 @@ class Export:
         self.writable_root = paths.checked(writable_root)
         self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
+        self._root_prefixes = tuple(root + b"/" if root else b"" for root in self.roots)
+        self.on_question: Callable[[bytes], None] | None = None  # a mirror asked for a file's contents
         self._excluded_prefixes = tuple(excluded + b"/" for excluded in self._exclude)
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self.dir_attrs: dict[bytes, FileAttr] = {}
@@ -85,6 +87,10 @@ class Export:
         self.served = Sizes()  # contents sent, each time
 
     # -- what may be seen ----------------------------------------------------------------------------
+
+    def is_of_project(self, path: bytes) -> bool:
+        """True if the path lies below one of the roots."""
+        return (path + b"/").startswith(self._root_prefixes)
 
     def is_excluded(self, path: bytes) -> bool:
         """True if the path lies in an excluded tree and does not lead to one of the project's roots."""

@@ -261,6 +261,8 @@ class MirrorLink:
             fd, st = self._export.open_for_reading(path)
         except (OSError, PathError, PrivateError) as e:
             return _file_failure(path, e)
+        if self._export.on_question is not None:
+            self._export.on_question(path)
         digest = self._export.known_hash(path, st)
         if digest and st.st_size > INLINE_BYTES:
             os.close(fd)

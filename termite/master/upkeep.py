@@ -1,7 +1,7 @@
 """What the master does beside running commands: the ends of builds, and the use of quiet moments.
 
 Builds: notices when a topmost make has ended and logs what it came to (`builds.py`).  Quiet moments: hashes
-go into xattrs (`hashes.py`), mirrors fetch ahead (`prefetch.py`).  Loop only.
+go into xattrs (`hashes.py`), mirrors fetch ahead (`prefetch.py`, `recollection.py`).  Loop only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from collections.abc import Callable
 from termite.errors import UsageError
 from termite.master.builds import LOCAL, Build, Builds, token_in
 from termite.master.export import SMALL_HASH_BYTES, Export
+from termite.master.link import MirrorLink
 from termite.master.local import Caller, LocalRequest
 from termite.master.prefetch import Prefetcher, Quiet
+from termite.master.recollection import Recollection
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,19 @@ class Upkeep:
     """`served`: bytes sent to workers so far; `is_busy`: is there anything that must not be disturbed?"""
 
     def __init__(
-        self, export: Export, served: Callable[[], int], is_busy: Callable[[], bool], *, fetch_all: bool
+        self,
+        export: Export,
+        recollection: Recollection,
+        served: Callable[[], int],
+        is_busy: Callable[[], bool],
+        *,
+        fetch_all: bool,
     ) -> None:
         self.builds = Builds()
         self.quiet = Quiet(is_busy)
         self.prefetcher = Prefetcher(export, self.quiet) if fetch_all else None
         self._export = export
+        self._recollection = recollection
         self._served = served
         self._watched: dict[int, bytes] = {}  # pidfd -> token
 
@@ -87,6 +96,24 @@ class Upkeep:
     def count(self, build: Build, what: str) -> None:
         self.builds.count(build, what)
 
+    # -- mirrors -------------------------------------------------------------------------------------
+
+    def mirror_opened(self, link: MirrorLink) -> None:
+        """It is told what it will ask for."""
+        self._recollection.begin(link)
+        if self.prefetcher is not None:
+            self.prefetcher.begin(link)
+
+    def asked_for(self, path: bytes) -> None:
+        """A mirror asked what a file contains."""
+        if not self._export.is_of_project(path):
+            self._recollection.asked_for(path)
+
+    def mirror_lost(self, link: MirrorLink) -> None:
+        self._recollection.end(link)
+        if self.prefetcher is not None:
+            self.prefetcher.end(link)
+
     # -- quiet moments -------------------------------------------------------------------------------
 
     async def household(self) -> None:
@@ -96,11 +123,14 @@ class Upkeep:
             await asyncio.sleep(0.002)
         if self.quiet.is_quiet():
             self._export.hashes.save_file()
+            self._recollection.save()
 
     async def close(self) -> None:
         """Once no more commands come."""
         if self.prefetcher is not None:
             await self.prefetcher.close()
+        await self._recollection.close()
+        self._recollection.save()
         for fd in list(self._watched):
             self._build_ends(fd)
         self._export.hashes.save_file()
