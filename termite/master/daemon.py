@@ -142,7 +142,7 @@ class Master:
         self.name = name
         self.upkeep = Upkeep(
             self.export,
-            Recollection(root, options.cachedir),
+            Recollection(root, options.cachedir, self.export.is_excluded),
             lambda: self.dispatcher.served_bytes,
             self._is_busy,
             fetch_all=options.fetch_all,

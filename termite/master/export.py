@@ -73,7 +73,7 @@ class Export:
         self.roots = (self.writable_root, *map(paths.checked, sources))
         self._exclude = [paths.checked(e) for e in (*BOX_OWN, *SECRETS, *exclude)]
         self._root_prefixes = tuple(root + b"/" if root else b"" for root in self.roots)
-        self.on_question: Callable[[bytes], None] | None = None  # a mirror asked for a file's contents
+        self.on_question: Callable[[bytes], None] | None = None  # a new mirror asked for a file's contents
         self._excluded_prefixes = tuple(excluded + b"/" for excluded in self._exclude)
         self.listed: dict[bytes, dict[bytes, FileAttr]] = {}
         self.dir_attrs: dict[bytes, FileAttr] = {}

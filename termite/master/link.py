@@ -54,6 +54,9 @@ from termite.wire.rpc import Connection, FileBody, Reply, Result
 
 log = logging.getLogger(__name__)
 
+NEW_S = 120.0
+"""How long a mirror is new: what it asks for then, the next one will ask for, too."""
+
 MAX_PENDING = 200_000
 """A mirror that missed more changes than this is closed; a new one asks afresh."""
 
@@ -87,6 +90,7 @@ class MirrorLink:
         self._pending: list[Change] = []
         self._position: dict[bytes, int] = {}  # path -> its place in _pending
         self._conn: Connection | None = None
+        self._opened = time.monotonic()
         self._watch: asyncio.Task[None] | None = None
         self.bytes_served = 0
 
@@ -261,7 +265,7 @@ class MirrorLink:
             fd, st = self._export.open_for_reading(path)
         except (OSError, PathError, PrivateError) as e:
             return _file_failure(path, e)
-        if self._export.on_question is not None:
+        if self._export.on_question is not None and time.monotonic() - self._opened < NEW_S:
             self._export.on_question(path)
         digest = self._export.known_hash(path, st)
         if digest and st.st_size > INLINE_BYTES:

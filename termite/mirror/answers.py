@@ -14,8 +14,10 @@ MOST = 2048
 class Answers:
     """Of one mount.  Calls are short and may come from any thread, until `close`.
 
-    Paths are the view's, without a leading slash.  Both ways to change an answer return the size that was answered
-    with the old one, and -1 if it was not used.
+    `library` keeps the interpreter while it is called (`ctypes.PyDLL`): giving it away and waiting to have it back
+    takes longer than the calls.  Paths are the view's, without a leading slash.
+
+    Both ways to change an answer return the size that was answered with the old one, and -1 if it was not used.
     """
 
     def __init__(self, library: Any, ask: Any, get_context: Any) -> None:
@@ -62,6 +64,9 @@ class Answers:
         """The size that was answered from here, or -1."""
         told: int = self._library.termite_answers_told(self.handle, b"/" + path)
         return told
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._paths
 
     def below(self, directory: bytes) -> list[bytes]:
         """Paths in it that have an answer."""

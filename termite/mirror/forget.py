@@ -20,12 +20,13 @@ What a directory holds (`What.NAMES`) the kernel forgets with any name in it tha
 to look for one first.  inval_entry waits for those who are reading the directory; else what they were
 told before could be kept after.
 
-The kernel's own answers (ENOENT: it held nothing) are of no interest.
+The kernel's own answers (ENOENT: it held nothing) are of no interest otherwise.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -40,6 +41,8 @@ _RMDIR = 11
 
 SOME_NAME = b".termite-looks-here"
 """There need be no such file."""
+
+NAMES_TRIES = 5
 
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x100, 0x800, 0x1000, 0x4000
 _HERE = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
@@ -74,22 +77,23 @@ class Forgetter:
         """When this returns, whoever looks afterwards sees what the view has now."""
         # All nodes first: after inval_entry a name leads elsewhere, and the kernel asks for the parent's
         # attributes again before it finds the next name in it.
+        for path, what, _ in stale:
+            if what is What.NAMES:
+                self._drop_listing(path)
         nodes: dict[bytes, Node] = {}
         for path, what, _ in stale:
             if what is What.NAMES:
-                self._find(paths.join(path, SOME_NAME))
+                continue
             if what not in (What.NEW, What.GONE):
                 nodes[path] = self._find(path)
-            if what not in (What.ATTRIBUTES, What.CONTENTS, What.NAMES):
+            if what not in (What.ATTRIBUTES, What.CONTENTS):
                 directory = paths.split(path)[0]
                 if directory not in nodes:
                     nodes[directory] = self._find(directory)
         for path, what, _ in stale:
             if what in (What.ATTRIBUTES, What.CONTENTS):
                 self._drop_node(nodes[path], what is What.CONTENTS)
-            elif what is What.NAMES:
-                self._drop_name(nodes[path], SOME_NAME, False)
-            else:
+            elif what is not What.NAMES:
                 self._drop_name(nodes[paths.split(path)[0]], paths.split(path)[1], what is What.GONE)
         for path, what, _ in stale:
             if what is What.TARGET:
@@ -115,14 +119,22 @@ class Forgetter:
             start = 0 if contents else -1  # -1: the attributes only
             self._lib.fuse_lowlevel_notify_inval_inode(self._channel, node.id, start, 0)
 
-    def _drop_name(self, parent: Node, name: bytes, gone: bool) -> None:
+    def _drop_listing(self, directory: bytes) -> None:
+        for _ in range(NAMES_TRIES):
+            self._find(paths.join(directory, SOME_NAME))
+            if self._drop_name(self._find(directory), SOME_NAME, False) != -errno.ENOENT:
+                return  # else the kernel was short of memory, and has dropped the name by itself
+
+    def _drop_name(self, parent: Node, name: bytes, gone: bool) -> int:
+        """The kernel's answer; 0, too, if it does not know the directory."""
         if not parent.id:
-            return
+            return 0
         if gone:
             size = IN_HEADER.size + len(name) + 1
             request = IN_HEADER.pack(size, _RMDIR, 0, parent.id, 0, 0, 0, 0) + name + b"\0"
             self._lib.fuse_session_process(self._session, request, size, self._nowhere)
-        self._lib.fuse_lowlevel_notify_inval_entry(self._channel, parent.id, name, len(name))
+        answer: int = self._lib.fuse_lowlevel_notify_inval_entry(self._channel, parent.id, name, len(name))
+        return answer
 
     def _drop_target(self, node: Node, path: bytes) -> None:
         """A link stays the node it was, so that whoever has it open follows the new target.

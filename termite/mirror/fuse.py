@@ -250,16 +250,17 @@ class _Loop(ctypes.Structure):
 
 
 @functools.cache
-def _load_own() -> Any:
-    """Our half of it, see mkbox/fuse_*.c."""
+def _load_own() -> tuple[Any, Any]:
+    """Our half of it: the loop of mkbox/fuse_loop.c, and the library of fuse_answers.c."""
     path = Path(sysconfig.get_path("data")) / "lib" / "termite" / "libtermite-fuse-loop.so"
     try:
         library = ctypes.CDLL(str(path))
+        answers = ctypes.PyDLL(str(path))
         loop = library.termite_fuse_loop
     except (OSError, AttributeError) as error:
         raise MountError(f"cannot use {path}: {error}; install termite again") from error
     loop.argtypes = (ctypes.POINTER(_Loop),)
-    return library
+    return loop, answers
 
 
 def load_early() -> None:
@@ -300,7 +301,7 @@ class Mount:
     def start(self) -> None:
         """Mount and serve on threads of its own; returns when the mount answers.  MountError: nothing is left."""
         module, self._lib = _load()
-        own = _load_own()
+        loop, answers = _load_own()
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
         device = _open_device()
         try:
@@ -310,9 +311,9 @@ class Mount:
             raise
         self._channel = self._lib.fuse_kern_chan_new(device)  # owns the device from here on
         try:
-            session = self._new_session(module, own)
+            session = self._new_session(module, answers)
             offered = greet(self._lib, device, self._channel, session)
-            serve = own.termite_fuse_loop, self._loop(device, session, bool(offered & NO_OPENDIR))
+            serve = loop, self._loop(device, session, bool(offered & NO_OPENDIR))
             for number in range(self._count):
                 self._threads.append(
                     threading.Thread(
@@ -343,7 +344,7 @@ class Mount:
             raise MountError("this kernel has no FUSE: modprobe fuse")
         raise MountError(f"cannot mount on {where}: {os.strerror(number)}")
 
-    def _new_session(self, module: Any, own: Any) -> int:
+    def _new_session(self, module: Any, answers: Any) -> int:
         callbacks = Callbacks(self._view, module.c_stat)
         types = {field[0]: field[1] for field in module.fuse_operations._fields_}
         operations = module.fuse_operations()  # the rest stays NULL: libfuse refuses it without asking us
@@ -358,7 +359,7 @@ class Mount:
             function = prototype(getattr(callbacks, name))
             self._kept_alive.append(function)
             setattr(operations, name, ctypes.cast(function, types[name]))
-        self._answers = Answers(own, operations.getattr, self._lib.fuse_get_context)
+        self._answers = Answers(answers, operations.getattr, self._lib.fuse_get_context)
         operations.getattr = ctypes.cast(self._answers.operation, types["getattr"])
         self._view.answers = self._answers
         timeouts = ",".join(f"{kind}_timeout={FOR_EVER_S}" for kind in ("entry", "attr", "negative"))

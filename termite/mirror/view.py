@@ -39,7 +39,7 @@ from termite import paths
 from termite.attr.cache import AttrCache, Listing, Stale, Told, What, staleness
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import TermiteError, Timeout
-from termite.mirror.answers import Answers
+from termite.mirror.answers import MOST, Answers
 from termite.mirror.pieces import PiecedContent
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ SAME_OWNER = Owner()
 
 
 class Counters:
-    """Calls of the kernel and questions to the master so far; read by anyone, exact when idle."""
+    """Calls of the kernel that came here, and questions to the master so far; read by anyone, exact when idle."""
 
     __slots__ = ("ask_dir", "ask_file", "changed_while_served", "getattr", "read", "read_bytes", "readdir", "readlink")
 
@@ -301,12 +301,16 @@ class View:
         with self._lock:
             if self.answers is None:
                 return
+            if len(asked_for) > MOST:
+                asked_for = {path for path in asked_for if path in self.answers}
             for item in stale:
                 if item.was_dir:
                     for path in self.answers.below(item.path):
                         self._noted(path, self.answers.drop(path))
             for path in asked_for:
-                attr = self.cache.lookup(path)
+                # What is not there because its directory is not may come back with it, unmentioned.
+                is_listed = not path or self.cache.knows(paths.split(path)[0])
+                attr = self.cache.lookup(path) if is_listed else None
                 if attr is None:
                     told = self.answers.drop(path)
                 else:

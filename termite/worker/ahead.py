@@ -1,4 +1,6 @@
-"""Fetches what a mirror will be asked for anyway, before it is asked (the master's -fetch-all).
+"""Fetches what a mirror will be asked for anyway, before it is asked.
+
+The master names it: all of the project (its -fetch-all), or what other mirrors were asked for.
 
 Listings and contents come by the usual questions, in the usual order.  The master calls it off by
 cancelling; what was fetched by then is kept.  Loop only.

@@ -5,7 +5,7 @@ with that connection or with the daemon, whichever goes first.  It lives in a mo
 when it dies, however it dies, the kernel takes its mounts away.
 
 Threads: the event loop has the connection and all state; FUSE threads block on questions to the
-master; one thread drops kernel caches, for the reason given in `mirror/fuse.py`.
+master; one thread drops kernel caches, for the reason given in `mirror/forget.py`.
 """
 
 from __future__ import annotations
@@ -278,7 +278,11 @@ class Mirror:
         if self._notifier is not None:
             if stale:
                 self._notifier.add(stale)
-            await self._notifier.wait()
+            try:
+                await self._notifier.wait()
+            except BoxError as e:
+                self.drain(str(e), again=True)
+                raise
         if any(change.path and b"/" not in change.path and change.path != self._root for change in changes):
             await self._make_template()
 

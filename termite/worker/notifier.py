@@ -7,11 +7,15 @@ would do as well, but every command waits for this, and a future of each kind an
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from termite.attr.cache import Stale
+from termite.errors import BoxError
+
+log = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -41,14 +45,14 @@ class Notifier:
         return self._done == self._added
 
     async def wait(self) -> None:
-        """Until what was added so far is done; raises what went wrong, if anything ever did.  Loop only."""
+        """Until what was added so far is done; BoxError if anything ever went wrong.  Loop only."""
         if not self.is_idle:
             heard: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append((self._added, heard))
             self._wake()  # it may have been done just now
             await heard
         if self._failure is not None:
-            raise self._failure
+            raise BoxError(f"the kernel could not be told what has changed: {self._failure}")
 
     def close(self) -> None:
         """Does not wait for what is being done."""
@@ -59,6 +63,7 @@ class Notifier:
             try:
                 self._forget(stale)
             except Exception as error:
+                log.error("telling the kernel what has changed", exc_info=error)
                 self._failure = error
             self._done += 1
             if self._waiting:

@@ -1,8 +1,10 @@
 """This machine's own files, where they are what the master's are: a farm of equal machines need not send compilers.
 
 Nothing is believed but hashes: of each piece of a large file that is read, the own one is hashed once and compared
-with the master's.  It counts as long as the file looks the same, and was left alone for a while.  Only files that
-anybody may read; what they are called or whether they are there, no command gets to know.  Any thread.
+with the master's.  It counts as long as the master's file is the same and ours looks the same, and was left alone for a
+while.  (Writing to a file that is mapped shows late; nobody does that to programs and libraries.)  Only files that are
+for everybody to read, whatever directory they are in: no command gets to know what it could not have had from its
+master.  Any thread.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class OwnFiles:
     def __init__(self) -> None:
         self.bytes = 0  # read from them so far; about, as threads do not wait for each other to count
         self._lock = threading.Lock()
-        # path -> how it looked when it was compared, and the pieces that are right; none: it is another file
-        self._compared: dict[bytes, tuple[Signature, frozenset[int]]] = {}
+        # path -> how it looked when it was compared, with which hashes, the pieces that are right (none: another file)
+        self._compared: dict[bytes, tuple[Signature, tuple[bytes, ...], frozenset[int]]] = {}
 
     def read_into(self, path: bytes, manifest: Manifest, indices: Sequence[int], buffer: memoryview, at: int) -> bool:
         """Fill `buffer` with what stands at `at`, which lies in these pieces; False: our file is none, or another."""
@@ -53,30 +55,31 @@ class OwnFiles:
             os.close(fd)
 
     def _is_right(self, path: bytes, looks: Signature, fd: int, manifest: Manifest, indices: Sequence[int]) -> bool:
-        before, right = self._compared.get(path, (looks, None))
-        if before != looks:
-            right = None
-        elif right == _NONE:
+        known = self._known(path, looks, manifest)
+        if known == _NONE:
             return False
         for index in indices:
-            if right is not None and index in right:
+            if known is not None and index in known:
                 continue
             offset, length = manifest.range_of(index)
             same = hashlib.sha256(os.pread(fd, length, offset)).digest() == manifest.pieces[index]
-            right = self._note(path, looks, index if same else None)
+            self._note(path, looks, manifest, index if same else None)
             if not same:
                 return False
         return True
 
-    def _note(self, path: bytes, looks: Signature, index: int | None) -> frozenset[int]:
+    def _known(self, path: bytes, looks: Signature, manifest: Manifest) -> frozenset[int] | None:
+        """The pieces that are right; none: the file is another one; None: it was not compared yet."""
+        before, hashes, right = self._compared.get(path, (looks, (), _NONE))
+        return right if before == looks and hashes == manifest.pieces else None
+
+    def _note(self, path: bytes, looks: Signature, manifest: Manifest, index: int | None) -> None:
         """A piece is right, or (None) the file is another one."""
         with self._lock:
-            before, right = self._compared.get(path, (looks, _NONE))
-            right = _NONE if index is None else (right if before == looks else _NONE) | {index}
+            right = _NONE if index is None else (self._known(path, looks, manifest) or _NONE) | {index}
             if len(self._compared) >= MOST_FILES:
                 self._compared.clear()
-            self._compared[path] = looks, right
-            return right
+            self._compared[path] = looks, manifest.pieces, right
 
 
 def _signature(fd: int, size: int) -> Signature | None:

@@ -38,11 +38,12 @@ class Spare:
 
     def prepare_later(self) -> None:
         """In a while."""
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(NEXT_AFTER_S, self.prepare)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(NEXT_AFTER_S, self.prepare)
 
     def prepare(self) -> None:
         """So that the next `take` need not wait; no effect if one waits already."""
+        self._stop_timer()
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(_start())
             self._starting.add_done_callback(_fetch_failure)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from termite.errors import PeerLost
 from termite.master import recollection
 from termite.master.link import MirrorLink
@@ -89,11 +91,24 @@ def test_a_mirror_that_is_lost_is_told_no_more(tmp_path: Path) -> None:
     assert len(offered(known, link)) == 64
 
 
-def test_there_is_a_bound(tmp_path: Path, monkeypatch: object) -> None:
+def test_only_so_much_is_offered_and_nothing_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recollection, "MOST_BYTES", 10_000)
+    names = files(tmp_path, 6)
+    for name in names[:5]:
+        os.truncate(b"/" + name, 3000)
+    os.truncate(b"/" + names[5], 5 << 20)  # only its list of pieces would be sent
+    known = Recollection(b"project", b"", lambda path: path == names[1])
+    for name in [names[5], *names[:5]]:
+        known.asked_for(name)
+    assert offered(known, Link()) == [names[5], names[0], names[2]]
+
+
+def test_there_is_a_bound(tmp_path: Path) -> None:
     known = Recollection(b"project", b"")
     for number in range(recollection.MOST_NAMES + 10):
         known.asked_for(b"usr/include/%d.h" % number)
     assert len(known) == recollection.MOST_NAMES
+    assert next(iter(known._names)) == b"usr/include/10.h"
 
 
 def test_a_damaged_file_or_one_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:

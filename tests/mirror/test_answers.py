@@ -84,6 +84,23 @@ def test_what_was_in_a_directory_that_is_gone_is_not_in_its_successor(mirror: Mo
     assert os.listdir(mirror.path(b"d/sub")) == []
 
 
+@pytest.mark.parametrize("news", [(b"d/sub/g", b"d/sub"), (b"d/sub", b"d/sub/g"), (b"d/sub/g", b"d/sub", b"d")])
+def test_what_comes_back_with_its_directory_is_found(mirror: Mounted, news: tuple[bytes, ...]) -> None:
+    """The master does not tell of names in a directory that is new to it."""
+    mirror.stat(b"d/sub/g")
+    mirror.master.remove(b"d/sub/g")
+    mirror.master.remove(b"d/sub")
+    if b"d" in news:
+        mirror.master.remove(b"d")
+    mirror.tell(*news)
+    assert not mirror.exists(b"d/sub/g")
+    mirror.master.directory(b"d")
+    mirror.master.directory(b"d/sub")
+    mirror.master.file(b"d/sub/g", b"again")
+    mirror.tell(news[-1] if b"d" in news else b"d/sub")
+    assert mirror.read(b"d/sub/g") == b"again"
+
+
 def test_a_size_that_was_answered_beforehand_counts_for_readers(mirror: Mounted) -> None:
     """The view must not serve contents of a size that the kernel does not expect."""
     view = mirror.master.view

@@ -82,6 +82,17 @@ def test_pieces_that_are_right_do_not_vouch_for_others(file: Path) -> None:
     assert read(own, file, manifest, 0, 10) is None
 
 
+def test_what_the_master_has_now_counts_not_what_it_had(file: Path) -> None:
+    """The master's file becomes another one of the same size, ours stays as it is; and back again."""
+    other = bytearray(DATA)
+    other[PIECE_BYTES] ^= 1
+    own, before, now = OwnFiles(), manifest_of(DATA), manifest_of(bytes(other))
+    assert read(own, file, before, 0, SIZE) == DATA
+    assert read(own, file, now, PIECE_BYTES, 10) is None
+    assert read(own, file, now, 0, SIZE) is None
+    assert read(own, file, before, 0, SIZE) == DATA
+
+
 def test_a_file_that_changes_is_compared_anew(file: Path) -> None:
     own, manifest = OwnFiles(), manifest_of(DATA)
     assert read(own, file, manifest, 0, 10) == DATA[:10]
