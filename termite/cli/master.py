@@ -75,8 +75,9 @@ def prepare(argv: Sequence[str]) -> Job:
     cachedir = flags.text(
         "cachedir",
         "",
-        "remember here which contents the system's large files have, so that the next master need not read them again; "
-        "no contents are kept: files are served from where they lie",
+        "remember here which contents the system's large files have, so that the next master need not read them again, "
+        "and which files new workers ask for, so that the next one gets them at once; no contents are kept: files are "
+        "served from where they lie",
         "DIR",
         shown="~/.cache/termite",
     )
