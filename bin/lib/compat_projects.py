@@ -78,8 +78,12 @@ EMACS = Project(
     header="src/lisp.h",
     make=["lisp"],  # and before it all that it needs: lib, lib-src, src
 )
-# Compiled by plain make, it is one thing if eieio-core.elc is there already, another if not; both are compiled at once.
-EMACS_UNORDERED = frozenset({"source/lisp/emacs-lisp/eieio-custom.elc"})
+# Compiled by plain make, they are one thing if another module is compiled already (eieio-core.elc, cc-fonts.elc),
+# another if not; both are compiled at once, and no rule says which first.
+EMACS_UNORDERED = frozenset({
+    "source/lisp/emacs-lisp/eieio-custom.elc", "source/lisp/emacs-lisp/eieio-opt.elc",
+    "source/lisp/progmodes/cc-mode.elc",
+})  # fmt: skip
 LLVM = Project(
     package="llvm-toolchain-13",  # the smallest that Debian 12 has
     version="13",
