@@ -9,13 +9,14 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from termite.wire.framing import Session
-from termite.wire.rpc import Connection, Handler, refuse
+from termite.wire.rpc import Connection, FileBody, Handler, refuse
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("wire", deadline=None)
@@ -112,3 +113,16 @@ def pair() -> Pair:
             await b.wait_closed()
 
     return connected
+
+
+@pytest.fixture
+def zeros(tmp_path: Path) -> Iterator[Callable[[int], FileBody]]:
+    """A sparse file's body of any length."""
+    path = tmp_path / "zeros"
+    path.touch()
+
+    def body(length: int) -> FileBody:
+        os.truncate(path, length)
+        return FileBody(os.open(path, os.O_RDONLY), 0, length)
+
+    yield body

@@ -1,6 +1,6 @@
 """Everything that connections do, inside SSH, and the ways in which its peers can be wrong.
 
-The tests of `test_rpc.py` are all run again here: `pair` connects their two ends through a tunnel.
+The tests of `test_rpc*.py` are all run again here: `pair` connects their two ends through a tunnel.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from termite.wire.secret import load_secret, plain_ssh_key
 from termite.wire.transport import Accepted, Listener
 from tests.wire.conftest import Pair, sessions, tcp_pair
 from tests.wire.test_rpc import *  # noqa: F403  (run again, through this file's `pair`)
+from tests.wire.test_rpc_bodies import *  # noqa: F403
+from tests.wire.test_rpc_life import *  # noqa: F403
 from tests.wire.test_transport import fake_acceptor, raw, read_to_end
 
 REPO = Path(__file__).parents[2]
