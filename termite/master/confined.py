@@ -1,6 +1,6 @@
-"""Making directories and deleting trees inside one root, never through a symlink.
+"""Making directories, deleting trees, moving and touching files inside one root, never through a symlink.
 
-What `mkdir` and `rm` do in the cases where they succeed; in every other case `NotSimple` is raised
+What `mkdir`, `rm`, `mv` and `touch` do in the cases where they succeed; in every other case `NotSimple` is raised
 before anything has changed, so that the real command can still be run and say what is wrong.  Every
 step is taken relative to an open directory that was reached without following a symlink.  Blocking.
 """
@@ -26,6 +26,7 @@ MAX_DEPTH = 100
 MAX_DIRECTORIES = 200
 """Directories that the operands of one `rm` may lie in; each is kept open."""
 
+_OPEN_FILE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_ACL = "system.posix_acl_default"
 
@@ -158,9 +159,7 @@ class ConfinedRoot:
 
     @staticmethod
     def _make_one(parent: int, name: bytes, wanted: int) -> None:
-        with suppress(OSError):
-            os.getxattr(parent, _DEFAULT_ACL)
-            raise NotSimple("a default ACL decides about modes here")
+        _check_no_default_acl(parent)
         os.mkdir(name, wanted, dir_fd=parent)
         got = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         if got & 0o777 != wanted:  # our own umask took something away
@@ -259,6 +258,73 @@ class ConfinedRoot:
                     elif not force:
                         _check_would_not_ask(fd, entry_name, entry.stat(follow_symlinks=False), force)
 
+    # -- mv and touch ----------------------------------------------------------------------------------
+
+    def move(self, source: bytes, target: bytes, *, force: bool) -> Outcome:
+        """`mv [-f] SOURCE TARGET` of one regular file; TARGET is missing or another one."""
+        try:
+            with self._place(source) as (old_directory, old_name), self._place(target) as (new_directory, new_name):
+                moved = self._lone_file(old_directory, old_name)
+                if moved is None:
+                    raise NotSimple("missing")
+                replaced = self._lone_file(new_directory, new_name)
+                if replaced is not None:
+                    if replaced.st_ino == moved.st_ino:
+                        raise NotSimple("the same file")
+                    _check_would_not_ask(new_directory, new_name, replaced, force)
+                _check_may_delete(old_directory)
+                _check_may_delete(new_directory)
+                os.rename(old_name, new_name, src_dir_fd=old_directory, dst_dir_fd=new_directory)
+        except OSError as error:
+            raise NotSimple(str(error)) from None
+        outcome = Outcome()
+        outcome.note(source)
+        outcome.note(target)
+        return outcome
+
+    def touch(self, target: bytes, *, umask: int) -> Outcome:
+        """`touch TARGET`: a regular file becomes as new as can be; a missing one is made, empty."""
+        try:
+            with self._place(target) as (directory, name):
+                if self._lone_file(directory, name) is None:
+                    _check_no_default_acl(directory)
+                    mode = 0o666 & ~umask
+                    fd = os.open(name, _OPEN_FILE | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+                    with suppress(OSError):
+                        os.fchmod(fd, mode)  # our own umask may have taken something away
+                else:
+                    fd = os.open(name, _OPEN_FILE, dir_fd=directory)
+                    try:
+                        os.utime(fd)
+                    except BaseException:
+                        os.close(fd)
+                        raise
+                os.close(fd)
+        except OSError as error:
+            raise NotSimple(str(error)) from None
+        outcome = Outcome()
+        outcome.note(target)
+        return outcome
+
+    @contextmanager
+    def _place(self, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """(the open directory that holds it, its name in there)."""
+        directory, name = paths.split(path)
+        if not self.parts(path) or name in self._protected:
+            raise NotSimple("protected")
+        with self.directory(directory) as fd:
+            yield fd, name
+
+    def _lone_file(self, directory: int, name: bytes) -> os.stat_result | None:
+        """A regular file without other names; None if there is nothing."""
+        try:
+            st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1 or st.st_dev != self._device:
+            raise NotSimple("no regular file, or one that shows elsewhere as well")
+        return st
+
     def _step(self, fd: int, name: bytes) -> int:
         """The directory `name` in `fd`, which is closed once that is open."""
         try:
@@ -281,6 +347,12 @@ def _subdirectory(parent: int, name: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _check_no_default_acl(directory: int) -> None:
+    with suppress(OSError):
+        os.getxattr(directory, _DEFAULT_ACL)
+        raise NotSimple("a default ACL decides about modes here")
 
 
 def _check_may_delete(directory: int) -> None:

@@ -261,7 +261,7 @@ class Master:
         await self._run_remotely(task)
 
     def _answer_at_once(self, request: LocalRequest, task: Task) -> bool:
-        """Does mkdir, rm, echo and the like itself; False if the command is no such thing."""
+        """Does mkdir, mv, echo and the like itself; False if the command is no such thing."""
         shortcut = find_shortcut(request.program, request.argv, request.cwd, request.umask, request.env)
         if shortcut is None:
             return False
@@ -271,8 +271,7 @@ class Master:
             return False
         task.note(f"answered here: {task.label()}")
         self.dispatcher.tell_mirrors(self.export.note(result.changed_paths, {}))
-        removed = [path for path in result.changed_paths if not os.path.lexists(paths.absolute(path))]
-        self.results.report_conflicts(task, dict.fromkeys(removed))
+        self.results.report_conflicts(task, result.files())
         self._count(task, ANSWERED)
         task.show(1, result.stdout)
         task.show(2, result.stderr)

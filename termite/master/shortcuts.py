@@ -1,4 +1,4 @@
-"""Commands the master answers without a worker: mkdir, rm, echo, test, true, false.
+"""Commands the master answers without a worker: mkdir, rm, mv, touch, echo, test, true, false.
 
 `find_shortcut` reads a command line and decides, without looking at the disk, whether it is one whose
 whole effect is known; `Shortcut.perform` does it.  Both say None whenever the real command might do
@@ -27,7 +27,7 @@ MAX_TEXT = 65536
 MAX_WORDS = 2000
 
 _CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
-_FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|echo|true|false|:|test|\[)(?:\s|;|\Z)")
+_FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|mv|touch|echo|true|false|:|test|\[)(?:\s|;|\Z)")
 _OCTAL_MODE = re.compile(rb"0?[0-7]{3}")
 _ECHO_FLAGS = re.compile(rb"-[neE]*")
 
@@ -40,6 +40,19 @@ class ShortcutResult:
     stdout: bytes
     stderr: bytes
     changed_paths: list[bytes]  # relative to the exported root, parents first; missing now: it was deleted
+
+    def files(self) -> dict[bytes, bytes | None]:
+        """Of these, those that are no directories: what tells the file from any other, None for none."""
+        found: dict[bytes, bytes | None] = {}
+        for path in self.changed_paths:
+            try:
+                st = os.lstat(paths.absolute(path))
+            except FileNotFoundError:
+                found[path] = None
+            else:
+                if not stat.S_ISDIR(st.st_mode):
+                    found[path] = b"%d" % st.st_ino
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +209,10 @@ class _Reader:
                 return self._mkdir(operator, args)
             case b"rm":
                 return self._rm(operator, args)
+            case b"mv":
+                return self._mv(operator, args)
+            case b"touch":
+                return self._touch(operator, args)
         return None
 
     def _mkdir(self, operator: bytes, args: list[bytes]) -> Call | None:
@@ -241,6 +258,21 @@ class _Reader:
         ]
         return Call(operator, lambda root: root.remove(removals, recursive=recursive, force=force), changes=True)
 
+    def _mv(self, operator: bytes, args: list[bytes]) -> Call | None:
+        force = args[:1] == [b"-f"]
+        operands = self._files(args[1:] if force else args)
+        if operands is None or len(operands) != 2:
+            return None
+        source, target = operands
+        return Call(operator, lambda root: root.move(source, target, force=force), changes=True)
+
+    def _touch(self, operator: bytes, args: list[bytes]) -> Call | None:
+        operands = self._files(args)
+        if operands is None or len(operands) != 1:
+            return None  # of several, the first must not be touched if the last cannot be
+        target, umask = operands[0], self._umask
+        return Call(operator, lambda root: root.touch(target, umask=umask), changes=True)
+
     def _test(self, operator: bytes, args: list[bytes]) -> Call | None:
         match args:
             case [left, b"=" | b"!=" as relation, right]:
@@ -260,6 +292,10 @@ class _Reader:
             return None
         target = resolved[0] + (b"/" if operand.endswith(b"/") else b"")
         return Call(operator, lambda root: Outcome(int(_is(root, primary, target) == negated)), reads=True)
+
+    def _files(self, args: list[bytes]) -> list[bytes] | None:
+        """Operands that are meant to be files; None if one is doubtful."""
+        return None if any(arg.endswith((b"/", b"/.")) for arg in args) else self._operands(args)
 
     def _operands(self, args: list[bytes]) -> list[bytes] | None:
         """Operands as paths relative to the exported root; None if one is doubtful."""
@@ -320,7 +356,7 @@ def _is(root: ConfinedRoot, primary: bytes, target: bytes) -> bool:
     return primary == b"-e" or stat.S_ISREG(mode)
 
 
-_COMMANDS = frozenset({b"mkdir", b"rm", b"echo", b"true", b"false", b"test", b"["})
+_COMMANDS = frozenset({b"mkdir", b"rm", b"mv", b"touch", b"echo", b"true", b"false", b"test", b"["})
 
 _BUILTINS = frozenset({b"true", b"false", b":", b"echo", b"test", b"["})
 """A shell finds these without looking at PATH."""

@@ -147,6 +147,11 @@ def test_simple_commands_are_answered_by_the_master(cluster: Farm, project: Path
     assert wrapper("rm -rf x").returncode == 0 and not (project / "x").exists()
     assert cluster.remote(project, "ls").stdout == b""
     assert wrapper("rm nothing").returncode == 1
+    assert cluster.remote(project, "echo made >a; echo old >b; cat b").stdout == b"old\n"
+    assert wrapper("mv -f a b").returncode == 0 and wrapper("touch c").returncode == 0
+    assert cluster.remote(project, "cat b; ls").stdout == b"made\nb\nc\n"
+    assert (project / "b").read_text() == "made\n" and not (project / "a").exists()
+    assert wrapper("mv b c").returncode == 0 and wrapper("rm c").returncode == 0
     wrapper("rm -rf .termite-socket")  # whatever it says, the next line holds
     assert (project / ".termite-socket").exists()
 

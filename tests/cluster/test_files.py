@@ -31,7 +31,7 @@ SCRIPTS: dict[str, bytes] = {
     "delete": b"rm b d/c",
     "delete a tree": b"rm -r d full",
     "rename a file": b"mv b moved; mv d/c c",
-    "rename a file over a file": b"mv -f b d/c",
+    "rename a file over a file": b"mv -f b d/c 2>&1",
     "rename a directory": b"mv d moved",
     "rename a directory over an empty one": b"mv -T full empty",
     "rename and edit inside": b"mv d moved; echo x > moved/e/g; rm moved/c; mkdir d; echo again > d/c",

@@ -99,6 +99,16 @@ TAKEN = [
     "rm -f ../dirlink ../dangling ../d/link",
     "rm -rf ../dirlink",
     "rm -rf '../s p'",
+    "mv ../plain new",
+    "mv -f ../plain ../d/file",
+    "mv -f ../d/file ../s\\ p/other",
+    "mv ../d/file ../plain",
+    "echo moving; mv -f ../plain ./x",
+    "[ -f ../plain ] && mv ../plain x || false",
+    "touch new",
+    "touch ../d/new",
+    "touch ../plain",
+    "test -f ../plain || touch ../plain",
     "echo",
     "echo '  CC  ' a.o",
     'echo "it\'s" done',
@@ -169,6 +179,8 @@ def test_a_shortcut_leaves_what_the_shell_leaves(script: str, shell: str, umask:
         ["mkdir", "new"],
         ["mkdir", "-p", "a b/c"],
         ["rm", "-rf", "../d"],
+        ["mv", "-f", "../plain", "../d/file"],
+        ["touch", "new"],
         ["echo", "a  b", "c"],
         ["true"],
         ["false"],
@@ -236,6 +248,39 @@ def test_a_program_started_without_a_shell_is_a_shortcut_too(argv: list[str], pl
         "rm -f ''",
         "rm -f /etc/termite-test",
         "rm -f ../*.o",
+        "mv ../plain",
+        "mv ../plain ../d/file x",
+        "mv ../missing x",
+        "mv ../plain ../plain",
+        "mv ../plain ../d",
+        "mv ../plain .",
+        "mv ../plain ../d/",
+        "mv ../plain x/",
+        "mv ../plain/ x",
+        "mv ../plain ../missing/x",
+        "mv ../plain ../dirlink",
+        "mv ../plain ../dirlink/x",
+        "mv ../plain ../dangling",
+        "mv ../dangling x",
+        "mv ../empty x",
+        "mv -n ../plain x",
+        "mv -f -- ../plain x",
+        "mv -b ../plain x",
+        "mv ../plain /etc/termite-test",
+        "mv /etc/passwd x",
+        "mv ../plain x && mv x y",
+        "mkdir x && mv ../plain x/y",
+        "touch",
+        "touch a b",
+        "touch -c a",
+        "touch -r ../plain a",
+        "touch ../d",
+        "touch ../dirlink",
+        "touch ../dangling",
+        "touch ../plain/",
+        "touch ../missing/x",
+        "touch /etc/termite-test",
+        "mkdir x && touch x/y",
         "echo 'a\\n'",
         "echo -e x",
         "echo -n -n x",
@@ -370,6 +415,61 @@ def test_the_masters_socket_is_never_deleted(root: Path) -> None:
     assert shortcut.perform(os.fsencode(root), protected={b"plain"}) is None
 
 
+def test_the_masters_socket_is_neither_moved_nor_replaced_nor_touched(root: Path) -> None:
+    (root / ".termite-socket").write_text("")
+    before = snapshot(root)
+    for script in ("mv -f ../.termite-socket x", "mv -f ../plain ../.termite-socket", "touch ../.termite-socket"):
+        assert perform(*sh(script), root) is None
+    assert snapshot(root) == before
+
+
+def test_a_file_with_other_names_is_left_to_the_real_mv_and_touch(root: Path) -> None:
+    os.link(root / "plain", root / "other")
+    before = snapshot(root)
+    for script in ("mv ../plain x", "mv -f ../d/file ../plain", "mv -f ../plain ../other", "touch ../other"):
+        assert perform(*sh(script), root) is None
+    assert snapshot(root) == before
+
+
+def test_what_is_moved_is_the_same_file_and_not_newer(root: Path) -> None:
+    os.utime(root / "plain", ns=(1, 1_234_567_891))
+    before = (root / "plain").stat()
+    result = perform(*sh("mv -f ../plain ../d/file"), root)
+    assert result is not None
+    after = (root / "d" / "file").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    prefix = os.fsencode(root)[1:]
+    assert result.changed_paths == [prefix + end for end in (b"", b"/plain", b"/d", b"/d/file")]
+    assert result.files() == {prefix + b"/plain": None, prefix + b"/d/file": b"%d" % after.st_ino}
+
+
+def test_what_is_touched_is_as_new_as_what_the_real_touch_leaves(root: Path) -> None:
+    os.utime(root / "plain", ns=(1, 1))
+    own = os.umask(0o077)
+    try:
+        assert perform(*sh("touch ../plain"), root, umask=0o002) is not None
+        assert perform(*sh("touch new"), root, umask=0o002) is not None
+    finally:
+        os.umask(own)
+    really([b"touch", b"later"], root / "here")
+    later = (root / "here" / "later").stat()
+    for path in (root / "plain", root / "here" / "new"):
+        assert later.st_mtime_ns - 5_000_000_000 < path.stat().st_mtime_ns <= later.st_mtime_ns
+    assert (root / "plain").read_text() == "2"
+    assert stat.S_IMODE((root / "here" / "new").stat().st_mode) == 0o664
+
+
+def test_a_default_acl_is_left_to_the_real_touch(root: Path) -> None:
+    acl = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000000ffffffff")
+    try:
+        os.setxattr(root / "here", "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("this file system has no ACLs")
+    assert perform(*sh("touch new"), root) is None
+    assert perform(*sh("mkdir new"), root) is None
+    assert not (root / "here" / "new").exists()
+
+
 def test_symlinks_in_a_deleted_tree_are_deleted_not_followed(root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -499,6 +599,7 @@ def test_what_the_user_may_not_change_is_left_to_the_real_command(as_nobody: Cal
         (root / "open").mkdir()
         (root / "open").chmod(0o777)
         (root / "open" / "readonly").write_text("")
+        (root / "open" / "mine").write_text("")
         (root / "open" / "tree" / "locked").mkdir(parents=True)
         (root / "open" / "tree" / "locked" / "file").write_text("")
         before = snapshot(root)
@@ -506,6 +607,9 @@ def test_what_the_user_may_not_change_is_left_to_the_real_command(as_nobody: Cal
         for script in ("mkdir x", "rm -f ../plain", "rm -rf ../d", "rm -f ../sticky/of-root", "rm -rf ../open/tree"):
             assert perform(*sh(script), root) is None, script
         assert perform(*sh("rm ../open/readonly"), root) is None  # rm would ask
+        assert perform(*sh("mv ../open/mine ../open/readonly"), root) is None  # and so would mv
+        for script in ("mv -f ../plain x", "mv -f ../sticky/of-root ../open/x", "touch ../plain", "touch x"):
+            assert perform(*sh(script), root) is None, script
         os.seteuid(0)
         assert snapshot(root) == before
         as_nobody()
@@ -520,7 +624,9 @@ _OPERANDS = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    command=st.sampled_from(["mkdir", "mkdir -p", "rm", "rm -f", "rm -r", "rm -rf", "test -d", "test ! -e"]),
+    command=st.sampled_from(
+        ["mkdir", "mkdir -p", "rm", "rm -f", "rm -r", "rm -rf", "mv", "mv -f", "touch", "test -d", "test ! -e"]
+    ),
     operands=st.lists(_OPERANDS, min_size=1, max_size=3),
 )
 def test_any_command_either_does_the_real_thing_or_nothing(command: str, operands: list[str]) -> None:
