@@ -18,6 +18,7 @@
 
 #define _GNU_SOURCE
 #include "mkbox.h"
+#include "slice.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -149,6 +150,7 @@ static _Noreturn void __attribute__((noinline)) not_executed(const char *program
 static _Noreturn void become_command(void)
 {
     const char *program = opt.program ? opt.program : opt.argv[0];
+    ask_for_slice(USUAL_SLICE); /* whoever serves boxes has a short one */
     close_range(STDERR_FILENO + 1, ~0U, 0);
     execute_program(program);
     not_executed(program, errno);

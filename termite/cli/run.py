@@ -23,7 +23,7 @@ from typing import Any
 from termite.cli.flags import Flag, Flags, HelpWanted
 from termite.errors import TermiteError, UsageError
 from termite.logs import one_line, send_stderr_to, start_logging
-from termite.loop import favour_the_loop, loop_factory, settle_memory
+from termite.loop import be_woken_soon, favour_the_loop, loop_factory, settle_memory
 from termite.web.pages import WebOptions
 from termite.wire.address import format_address
 from termite.wire.secret import find_secret, load_secret
@@ -95,6 +95,7 @@ def run_program(program: str, prepare: Callable[[Sequence[str]], Job], argv: Seq
             send_stderr_to(job.stderr)
         start_logging(job.logfile, job.debug)
         raise_descriptor_limit()
+        be_woken_soon()
         settle_memory()
         favour_the_loop()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -29,7 +29,7 @@ from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
 from termite.logs import start_logging
-from termite.loop import loop_factory, settle_memory
+from termite.loop import be_woken_soon, loop_factory, settle_memory
 from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount, load_early
 from termite.mirror.overlay import Reaped
@@ -576,6 +576,7 @@ def main() -> None:
     """`python -m termite.worker.mirror CONTROL_FD`, by the daemon only; with `Start` come two descriptors."""
     own_namespace()
     leave_signals_to_the_daemon()
+    be_woken_soon()
     load_early()
     settle_memory()
     control_socket = socket.socket(fileno=int(sys.argv[1]))
