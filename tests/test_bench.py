@@ -39,7 +39,8 @@ from termite.errors import TermiteError
 from termite.master.local import Kind, decode_request
 
 TIMES = {"plain make": [10.0, 11.0, 9.0], "termite-make": [10.5, 10.4, 12.0], "distcc": [15.0], "icecc": [10.1]}
-OVERHEAD = [Overhead("lua", TIMES, first_s=14.0, first_sent_s=15.0, with_start_s=16.0)]
+FIRST = {"plain make": [10.0], "first build": [14.0], "first build, all sent": [15.0]}
+OVERHEAD = [Overhead("lua", TIMES, FIRST, with_start_s=16.0)]
 CPU = {"wrapper": 0.8, "master": 1.0, "worker": 1.5, "mkbox": 3.0, "command": 1.2}
 DISPATCH = [
     Dispatch("plain", 8, 3, 900.0, [0.001] * 3, {"command": 1.2}),
@@ -140,7 +141,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
 
 def test_every_value_on_the_page_is_escaped() -> None:
     evil = "<b>&\"'"
-    named = Overhead(evil, {**TIMES, evil: [1.0]}, 1.0, 1.0)
+    named = Overhead(evil, {**TIMES, evil: [1.0]}, FIRST, 1.0)
     html = page({evil: evil}, [PartOfPage(evil, [overhead_table([named])], overhead_plots([named]))])
     assert "<b>" not in html and "&lt;b&gt;" in html
 

@@ -15,6 +15,9 @@ from projects import CPP_PROJECTS, PROJECTS, Project, copy_tree, reset, unpack
 
 JOBS = 2
 ALL_PROJECTS = {**PROJECTS, **CPP_PROJECTS}
+FIRST_BUILDS = {"first build": (), "first build, all sent": ("-own-files=false",)}
+"""Its flags, on a worker that has seen nothing: it has large files itself, as equal machines do, or nothing at all."""
+MOST_FIRST = 3
 
 
 @dataclass
@@ -23,8 +26,7 @@ class Overhead:
 
     project: str
     times: dict[str, list[float]] = field(default_factory=dict)
-    first_s: float = 0.0  # termite-make on a worker that has seen nothing; large files it has itself, as equal machines
-    first_sent_s: float = 0.0  # the same on one that has nothing itself, either
+    first: dict[str, list[float]] = field(default_factory=dict)  # by FIRST_BUILDS, and "plain make" between them
     with_start_s: float = 0.0  # termite-make that starts its own coordinator, worker and master, and ends them
 
 
@@ -51,26 +53,35 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
     result = Overhead(name)
     plain, termite = _Way("make", environment()), _Way("termite-make", environment())
     plain.build(root, project)  # warms the page cache
-    reset(root, pristine)
     with contextlib.ExitStack() as stack:
         ways = {"plain make": plain, "termite-make": termite}
         for peer in _peers(work, stack):
             ways.update({setting: _Way("make", env, peer.wrap) for setting, env in peer.settings.items()})
-        with farm(root, JOBS, "-own-files=false"):
-            result.first_sent_s = termite.build(root, project)
+        for _ in range(min(rounds, MOST_FIRST)):
+            reset(root, pristine)
+            result.first.setdefault("plain make", []).append(plain.build(root, project))
+            for kind, flags in FIRST_BUILDS.items():
+                reset(root, pristine)
+                with farm(root, JOBS, *flags):
+                    result.first.setdefault(kind, []).append(termite.build(root, project))
+            _tell(name, result.first)
         reset(root, pristine)
         with farm(root, JOBS):
-            result.first_s = termite.build(root, project)
+            termite.build(root, project)
             for number in range(rounds):
                 for kind in _turned(list(ways), number):
                     reset(root, pristine)
                     result.times.setdefault(kind, []).append(ways[kind].build(root, project))
-                say(f"{name}: " + ", ".join(f"{kind} {times[-1]:.2f} s" for kind, times in result.times.items()))
+                _tell(name, result.times)
     reset(root, pristine)
     result.with_start_s = termite.build(root, project)
     for directory in (pristine, root):
         shutil.rmtree(directory)
     return result
+
+
+def _tell(name: str, times: Mapping[str, Sequence[float]]) -> None:
+    say(f"{name}: " + ", ".join(f"{kind} {each[-1]:.2f} s" for kind, each in times.items()))
 
 
 def _turned(kinds: Sequence[str], number: int) -> Sequence[str]:

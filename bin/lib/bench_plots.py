@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench_dispatch import Dispatch, percentile
-from bench_overhead import Overhead
+from bench_overhead import FIRST_BUILDS, Overhead
 from bench_scale import Scale
 
 WIDTH = 720
@@ -109,9 +109,11 @@ def overhead_plots(results: Sequence[Overhead]) -> list[Bars]:
     for r in results:
         plain = statistics.median(r.times["plain make"])
         medians = {kind: statistics.median(times) for kind, times in r.times.items()}
-        medians["termite-make, first build"] = r.first_s
         medians["termite-make with start-up"] = r.with_start_s
         values = [(kind, s, f"{s:.2f} s, {s / plain:.2f}") for kind, s in medians.items()]
+        for kind in FIRST_BUILDS:
+            s, beside = (statistics.median(r.first[each]) for each in (kind, "plain make"))
+            values.append((f"termite-make, {kind}", s, f"{s:.2f} s, {s / beside:.2f}"))
         plots.append(bars(f"{r.project}: seconds with -j2, and the ratio to plain make", values))
     return plots
 
