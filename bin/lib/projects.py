@@ -45,7 +45,14 @@ CPP_PROJECTS = {
         ["fmt", "args-test", "assert-test"],
         needs=("googletest",),
     ),
-    "re2": Project("re2", "20220601", "true", "re2/re2.h", ["obj/libre2.a"]),
+    "re2": Project(  # Debian's source comes without the tables, which are made of its own Unicode data
+        "re2",
+        "20220601",
+        "PATH=/usr/bin:$PATH make REBUILD_TABLES=1 re2/perl_groups.cc re2/unicode_casefold.cc re2/unicode_groups.cc",
+        "re2/re2.h",
+        ["obj/libre2.a"],
+        needs=("unicode-data", "python3-six"),
+    ),
 }
 
 
