@@ -277,10 +277,10 @@ int main(int argc, char **argv) {
     if (output_is_merged()) request->flags |= FLAG_MERGED;
     if (order.runs && stdin_may_have_data()) request->flags |= FLAG_STDIN;
     if (!ask(fd, request) && errno == EAGAIN) no_master(socket, EAGAIN);
-    ask_for_slice(SHORT_SLICE); /* make cannot go on before this process has */
+    uint64_t slice = ask_for_slice(SHORT_SLICE); /* make cannot go on before this process has */
     /* A request that could not be sent whole may have been answered: with the reason. */
     struct answer answer = obey(fd, request->kind == REQUEST_RUN ? 0 : ANSWER_SECONDS);
-    if (answer.what != ANSWER_EXIT) ask_for_slice(USUAL_SLICE); /* the command may be this process yet */
+    if (answer.what != ANSWER_EXIT) ask_for_slice(slice); /* the command may be this process yet */
     switch (answer.what) {
     case ANSWER_EXIT:
         end_like(answer.value);

@@ -11,6 +11,7 @@ import platform
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 SLICE_NS = 300_000
@@ -53,8 +54,9 @@ def be_woken_soon() -> None:
     To be called before there are other threads.  No effect before Linux 6.12, or where it is not allowed.
     """
     number = _SCHED_SETATTR.get(platform.machine())
-    if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
-    ctypes.CDLL(None).syscall(number, 0, attr, 0)
+    with suppress(OSError, AttributeError):  # musl has no sched_getscheduler(); a static Python no symbols
+        if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+            return
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
+        ctypes.CDLL(None).syscall(number, 0, attr, 0)

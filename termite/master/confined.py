@@ -51,6 +51,8 @@ class Outcome:
     status: int = 0  # exit status
     stderr: bytes = b""
     changed: dict[bytes, None] = field(default_factory=dict)  # in order, each once
+    arrived: list[bytes] = field(default_factory=list)  # of these, files that were elsewhere before
+    renewed: list[bytes] = field(default_factory=list)  # of these, files with new times alone
 
     def note(self, path: bytes) -> None:
         self.changed[paths.split(path)[0]] = None
@@ -277,32 +279,23 @@ class ConfinedRoot:
                 os.rename(old_name, new_name, src_dir_fd=old_directory, dst_dir_fd=new_directory)
         except OSError as error:
             raise NotSimple(str(error)) from None
-        outcome = Outcome()
+        outcome = Outcome(arrived=[target])
         outcome.note(source)
         outcome.note(target)
         return outcome
 
     def touch(self, target: bytes, *, umask: int) -> Outcome:
         """`touch TARGET`: a regular file becomes as new as can be; a missing one is made, empty."""
+        outcome = Outcome()
         try:
             with self._place(target) as (directory, name):
                 if self._lone_file(directory, name) is None:
-                    _check_no_default_acl(directory)
-                    mode = 0o666 & ~umask
-                    fd = os.open(name, _OPEN_FILE | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
-                    with suppress(OSError):
-                        os.fchmod(fd, mode)  # our own umask may have taken something away
+                    _make_empty(directory, name, 0o666 & ~umask)
                 else:
-                    fd = os.open(name, _OPEN_FILE, dir_fd=directory)
-                    try:
-                        os.utime(fd)
-                    except BaseException:
-                        os.close(fd)
-                        raise
-                os.close(fd)
+                    _renew(directory, name)
+                    outcome.renewed.append(target)
         except OSError as error:
             raise NotSimple(str(error)) from None
-        outcome = Outcome()
         outcome.note(target)
         return outcome
 
@@ -345,6 +338,23 @@ def _subdirectory(parent: int, name: bytes) -> Iterator[int]:
     fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
     try:
         yield fd
+    finally:
+        os.close(fd)
+
+
+def _make_empty(directory: int, name: bytes, mode: int) -> None:
+    _check_no_default_acl(directory)
+    fd = os.open(name, _OPEN_FILE | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+    with suppress(OSError):
+        if os.fstat(fd).st_mode & 0o777 != mode:  # our own umask took something away
+            os.fchmod(fd, mode)
+    os.close(fd)
+
+
+def _renew(directory: int, name: bytes) -> None:
+    fd = os.open(name, _OPEN_FILE, dir_fd=directory)
+    try:
+        os.utime(fd)
     finally:
         os.close(fd)
 

@@ -263,12 +263,14 @@ class Master:
     def _answer_at_once(self, request: LocalRequest, task: Task) -> bool:
         """Does mkdir, mv, echo and the like itself; False if the command is no such thing."""
         shortcut = find_shortcut(request.program, request.argv, request.cwd, request.umask, request.env)
-        if shortcut is None:
+        if shortcut is None or self.results.replays_aside:
             return False
         self.local_runs.notice_ends()
         result = shortcut.perform(self.options.root, self._protected)
         if result is None:
             return False
+        for path in result.arrived:
+            self.replayer.note_arrival(path, time.time_ns())
         task.note(f"answered here: {task.label()}")
         self.dispatcher.tell_mirrors(self.export.note(result.changed_paths, {}))
         self.results.report_conflicts(task, result.files())

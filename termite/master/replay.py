@@ -58,6 +58,9 @@ class Replayed(NamedTuple):
     notes: list[str]  # what was left out or kept, for the log
 
 
+MOST_ARRIVALS = 10_000
+
+
 class Replayer:
     """Changes one writable root; `protected` names in it are never touched."""
 
@@ -67,6 +70,15 @@ class Replayer:
         self.root = b"/" + paths.relative(root)
         self._protected = frozenset(protected)
         self._unnamed = unnamed  # False: as if the file system had no O_TMPFILE
+        self._arrived: dict[bytes, int] = {}  # path in the root -> when; the oldest first
+
+    def note_arrival(self, path: bytes, at_ns: int) -> None:
+        """A file was moved to `path` (relative to /); old as it is, commands sent before have not seen it."""
+        inside = path[len(self.root) - 1 :].lstrip(b"/")
+        self._arrived.pop(inside, None)
+        self._arrived[inside] = at_ns
+        if len(self._arrived) > MOST_ARRIVALS:
+            del self._arrived[next(iter(self._arrived))]
 
     def stage(self, size: int, hash: bytes) -> Staged:
         """For contents that arrive in pieces; to be closed by the caller, used or not."""
@@ -88,7 +100,7 @@ class Replayer:
         run = _Apply(self.root, self._protected, self._unnamed, clock)
         run.plan(files, contents)
         try:
-            with Tree(self.root, clock.sent_ns) as tree:
+            with Tree(self.root, clock.sent_ns, self._arrived) as tree:
                 return run.run(tree)
         except OSError as error:
             where = paths.for_people(paths.join(self.root, run.at))

@@ -37,6 +37,7 @@ class Results:
         self._replayer = replayer
         self._export = export
         self._lock = asyncio.Lock()
+        self.replays_aside = False  # a thread is at the tree, and no one else may be
         self.conflicts = Conflicts()
         self.files = 0
         self.bytes = 0
@@ -104,10 +105,13 @@ class Results:
                 if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
                     replayed = self._replayer.apply(done.files, contents, span)
                 else:
+                    self.replays_aside = True
                     replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
             except ReplayError:
                 tell(self._export.note([r.path for r in done.files], {}))  # some may be new, some old
                 raise
+            finally:
+                self.replays_aside = False
             hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
             tell(self._export.note(replayed.changed, hashes))
             self.timings.add("replay", time.monotonic() - started)

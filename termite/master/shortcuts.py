@@ -8,11 +8,12 @@ has been changed by then.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from termite import paths
 from termite.command.shell import shell_call, split_list
@@ -28,6 +29,7 @@ MAX_WORDS = 2000
 
 _CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
 _FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|mv|touch|echo|true|false|:|test|\[)(?:\s|;|\Z)")
+_EMPTY = hashlib.sha256().digest()
 _OCTAL_MODE = re.compile(rb"0?[0-7]{3}")
 _ECHO_FLAGS = re.compile(rb"-[neE]*")
 
@@ -40,18 +42,20 @@ class ShortcutResult:
     stdout: bytes
     stderr: bytes
     changed_paths: list[bytes]  # relative to the exported root, parents first; missing now: it was deleted
+    arrived: list[bytes] = field(default_factory=list)  # of these, files that were elsewhere before
+    renewed: list[bytes] = field(default_factory=list)  # of these, files with new times alone
 
     def files(self) -> dict[bytes, bytes | None]:
-        """Of these, those that are no directories: what tells the file from any other, None for none."""
+        """Those that were written or removed: what tells the contents from any other, None for none."""
         found: dict[bytes, bytes | None] = {}
         for path in self.changed_paths:
             try:
                 st = os.lstat(paths.absolute(path))
-            except FileNotFoundError:
+            except OSError:
                 found[path] = None
-            else:
-                if not stat.S_ISDIR(st.st_mode):
-                    found[path] = b"%d" % st.st_ino
+                continue
+            if not stat.S_ISDIR(st.st_mode) and path not in self.renewed:
+                found[path] = b"%d" % st.st_ino if st.st_size else _EMPTY
         return found
 
 
@@ -96,6 +100,8 @@ class Shortcut:
         status = 0
         stdout = stderr = b""
         changed: dict[bytes, None] = {}
+        arrived: list[bytes] = []
+        renewed: list[bytes] = []
         for index, call in enumerate(self.calls):
             if (call.operator == b"&&" and status) or (call.operator == b"||" and not status):
                 continue
@@ -104,10 +110,12 @@ class Shortcut:
             stdout += call.stdout
             stderr += outcome.stderr
             changed |= outcome.changed
+            arrived += outcome.arrived
+            renewed += outcome.renewed
             ends_list = index + 1 == len(self.calls) or self.calls[index + 1].operator == b";"
             if status and ends_list and self.stops_at_failure:
                 break
-        return ShortcutResult(status << 8, stdout, stderr, list(changed))
+        return ShortcutResult(status << 8, stdout, stderr, list(changed), arrived, renewed)
 
 
 def find_shortcut(

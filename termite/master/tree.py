@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Mapping
 
 from termite import paths
 from termite.errors import ReplayError
@@ -33,10 +34,14 @@ class Directory:
 
 
 class Tree:
-    """The directories below one root; `since_ns`: nothing made later was seen by the command."""
+    """The directories below one root; `since_ns`: nothing made later was seen by the command.
 
-    def __init__(self, root: bytes, since_ns: int) -> None:
+    `arrived`: path -> when a file was moved there, which its birth does not tell.
+    """
+
+    def __init__(self, root: bytes, since_ns: int, arrived: Mapping[bytes, int]) -> None:
         self._since_ns = since_ns
+        self._arrived = arrived
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._uid = os.geteuid()
         self._open = 0
@@ -160,8 +165,8 @@ class Tree:
         workers), it may have used rmdir, which would have failed here: all stays.
         """
         fd = self.existing(path)
-        found = [born(fd, name) for name in _names(fd)]
-        if found and all(self._is_new(when) or _is_private(mode) for mode, when in found):
+        found = [(paths.join(path, name), *born(fd, name)) for name in _names(fd)]
+        if found and all(self._is_new(child, when) or _is_private(mode) for child, mode, when in found):
             self.notes.append(f"{paths.for_people(path)}: kept, the command saw nothing of what is in it")
             return False
         seen = [path]
@@ -185,7 +190,7 @@ class Tree:
         for name in _names(fd):
             path = paths.join(directory, name)
             mode, when = born(fd, name)
-            if self._is_new(when):
+            if self._is_new(path, when):
                 self.notes.append(f"{paths.for_people(path)}: kept, made while the command ran")
                 stays = True
                 continue
@@ -199,10 +204,10 @@ class Tree:
     def is_new(self, path: bytes) -> bool:
         """True if what stands there was made after the command was sent."""
         parent, name = paths.split(path)
-        return self._is_new(born(self.directory(parent), name)[1])
+        return self._is_new(path, born(self.directory(parent), name)[1])
 
-    def _is_new(self, when_ns: int) -> bool:
-        return when_ns >= self._since_ns
+    def _is_new(self, path: bytes, born_ns: int) -> bool:
+        return max(born_ns, self._arrived.get(path, 0)) >= self._since_ns
 
     def clear_for(self, path: bytes) -> None:
         """Remove a directory that stands where something else must; ReplayError if it cannot go."""

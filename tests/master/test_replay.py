@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import ReplayError
 from termite.master import replay, staging
-from termite.master.replay import Content, Replayed, Replayer, Span
+from termite.master.replay import MOST_ARRIVALS, Content, Replayed, Replayer, Span
 from termite.wire.messages import FileResult
 
 OLD = 1_500_000_000 * 10**9
@@ -621,3 +621,32 @@ def test_implicit_times_lie_within_the_run_and_explicit_ones_stay(mtime_ns: int)
 def test_implicit_times_keep_their_order() -> None:
     times = [SPAN.translate(500 * SECOND + n * 10**8) for n in range(90)]
     assert times == sorted(times) and len(set(times)) == 90
+
+
+@pytest.mark.parametrize("how", ["cleared", "made anew"])
+def test_an_old_file_that_was_moved_there_while_the_command_ran_stays(tree: Tree, how: str) -> None:
+    tree.has("d/seen")
+    tree.has("d/moved")
+    tree.begin()
+    tree.replayer.note_arrival(tree.at("d/moved"), tree.span.sent_ns + SECOND)
+    if how == "cleared":
+        tree.removed("d")
+    else:
+        tree.directory("d", opaque=True)
+    tree.apply()
+    assert os.listdir(tree.path / "d") == ["moved"]
+
+
+def test_a_file_that_was_moved_there_before_is_like_any_other(tree: Tree) -> None:
+    tree.has("d/moved")
+    tree.replayer.note_arrival(tree.at("d/moved"), time.time_ns())
+    tree.begin()
+    tree.removed("d")
+    tree.apply()
+    assert not (tree.path / "d").exists()
+
+
+def test_what_was_moved_is_remembered_for_a_bounded_number_of_files(tree: Tree) -> None:
+    for number in range(MOST_ARRIVALS + 5):
+        tree.replayer.note_arrival(tree.at(str(number)), number)
+    assert len(tree.replayer._arrived) == MOST_ARRIVALS and b"5" in tree.replayer._arrived

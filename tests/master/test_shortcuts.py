@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -441,16 +442,20 @@ def test_what_is_moved_is_the_same_file_and_not_newer(root: Path) -> None:
     prefix = os.fsencode(root)[1:]
     assert result.changed_paths == [prefix + end for end in (b"", b"/plain", b"/d", b"/d/file")]
     assert result.files() == {prefix + b"/plain": None, prefix + b"/d/file": b"%d" % after.st_ino}
+    assert result.arrived == [prefix + b"/d/file"]
 
 
 def test_what_is_touched_is_as_new_as_what_the_real_touch_leaves(root: Path) -> None:
     os.utime(root / "plain", ns=(1, 1))
     own = os.umask(0o077)
     try:
-        assert perform(*sh("touch ../plain"), root, umask=0o002) is not None
-        assert perform(*sh("touch new"), root, umask=0o002) is not None
+        renewed = perform(*sh("touch ../plain"), root, umask=0o002)
+        made = perform(*sh("touch new"), root, umask=0o002)
     finally:
         os.umask(own)
+    assert renewed is not None and made is not None
+    assert renewed.files() == {}, "no contents were written that another command could mind"
+    assert made.files() == {os.fsencode(root)[1:] + b"/here/new": hashlib.sha256(b"").digest()}
     really([b"touch", b"later"], root / "here")
     later = (root / "here" / "later").stat()
     for path in (root / "plain", root / "here" / "new"):
