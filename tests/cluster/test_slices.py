@@ -72,3 +72,16 @@ def test_a_command_that_the_wrapper_becomes_is_like_any_other(cluster: Farm, pro
     with sleeping(cluster, project, "-local", "--", "/bin/sleep") as (wrapper, command):
         assert command == wrapper
         assert slice_ns(command) == usual_ns
+
+
+def test_a_c_library_without_schedulers_does_not_keep_a_daemon_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def unknown(pid: int) -> int:
+        asked.append(pid)
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "sched_getscheduler", unknown)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    loop.be_woken_soon()
+    assert asked == [0]

@@ -464,6 +464,11 @@ def test_what_is_touched_is_as_new_as_what_the_real_touch_leaves(root: Path) -> 
     assert stat.S_IMODE((root / "here" / "new").stat().st_mode) == 0o664
 
 
+def test_a_place_that_became_a_file_meanwhile_holds_nothing(root: Path) -> None:
+    below = os.fsencode(root / "plain")[1:] + b"/x"
+    assert ShortcutResult(0, b"", b"", [below]).files() == {below: None}
+
+
 def test_a_default_acl_is_left_to_the_real_touch(root: Path) -> None:
     acl = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000000ffffffff")
     try:
