@@ -100,6 +100,22 @@ def test_many_commands_at_once_leave_a_tree_as_any_serial_order_would(cluster: F
     assert list((project / "tmp").iterdir()) == []
 
 
+def test_the_master_answers_nothing_itself_while_a_large_result_is_put_into_the_tree(
+    cluster: Farm, project: Path
+) -> None:
+    files, made = 3000, 0
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(cluster.remote, project, f"mkdir d; for i in $(seq {files}); do echo $i >d/$i; done")
+        while not large.done():
+            made += 1
+            assert cluster.remote(project, f"mkdir made-{made}").returncode == 0
+        assert large.result().returncode == 0
+    assert len(list((project / "d").iterdir())) == files
+    assert len(list(project.glob("made-*"))) == made
+    counts = json.loads(cluster.command(project, "termite-shell-wrapper", "-inspect").stdout)["counts"]
+    assert counts["answered by the master"] and counts["remote"] >= 2, "the mkdir that came meanwhile was sent"
+
+
 def test_rm_rf_stops_at_symlinks_and_at_the_project(cluster: Farm, project: Path) -> None:
     outside = cluster.dir / "outside"
     outside.mkdir()

@@ -24,8 +24,9 @@ def slice_ns(pid: int) -> int:
     return runtime
 
 
-def ask_for_usual_slice() -> None:
-    attr = loop._SCHED_ATTR.pack(loop._SCHED_ATTR.size, os.SCHED_OTHER, 0, os.nice(0), 0, 0, 0, 0)
+def ask_for_slice(ns: int) -> None:
+    """For this process; 0: the usual one."""
+    attr = loop._SCHED_ATTR.pack(loop._SCHED_ATTR.size, os.SCHED_OTHER, 0, os.nice(0), 0, ns, 0, 0)
     assert ctypes.CDLL(None).syscall(loop._SCHED_SETATTR[os.uname().machine], 0, attr, 0) == 0
 
 
@@ -34,7 +35,7 @@ def usual_ns() -> int:
     """As whatever a user starts has it, and from here on this process as well: tests may have run a program in it."""
     if os.uname().machine not in loop._SCHED_SETATTR or not slice_ns(0):
         pytest.skip("this kernel knows no slices")
-    ask_for_usual_slice()
+    ask_for_slice(0)
     found = slice_ns(0)
     assert found != loop.SLICE_NS
     return found
@@ -79,6 +80,18 @@ def test_a_command_that_the_wrapper_becomes_is_like_any_other(cluster: Farm, pro
     with sleeping(cluster, project, "-local", "--", "/bin/sleep") as (wrapper, command):
         assert command == wrapper
         assert slice_ns(command) == usual_ns
+
+
+def test_a_command_that_the_wrapper_becomes_has_the_slice_that_its_user_asked_for(
+    cluster: Farm, project: Path, usual_ns: int
+) -> None:
+    wanted = 2 * usual_ns
+    ask_for_slice(wanted)
+    try:
+        with sleeping(cluster, project, "-local", "--", "/bin/sleep") as (_, command):
+            assert slice_ns(command) == wanted
+    finally:
+        ask_for_slice(0)
 
 
 def test_a_c_library_without_schedulers_does_not_keep_a_daemon_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
