@@ -1,0 +1,15 @@
+"""What tests of the master start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.master.shortcutting import populate
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return populate(tmp_path / "root")
