@@ -16,10 +16,8 @@ import logging
 import os
 import shutil
 import socket
-import stat
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Sequence
 from functools import partial
 
 import msgspec
@@ -27,12 +25,11 @@ import msgspec
 from termite import paths
 from termite.attr.cache import AttrCache, Stale
 from termite.attr.fileattr import ABSENT, FileAttr
-from termite.errors import BoxError, Canceled, Refused, StoreError, TermiteError, WireError
+from termite.errors import BoxError, Refused, StoreError, TermiteError, WireError
 from termite.logs import start_logging
 from termite.loop import be_woken_soon, loop_factory, settle_memory
 from termite.mirror.box import BoxPlan
 from termite.mirror.fuse import Mount, load_early
-from termite.mirror.overlay import Reaped
 from termite.mirror.view import Owner, View
 from termite.store.recent import RecentStore
 from termite.web.counting import Timings
@@ -42,7 +39,6 @@ from termite.wire.messages import (
     Cancel,
     Change,
     DirListing,
-    Done,
     Draining,
     Failure,
     Fetch,
@@ -58,7 +54,6 @@ from termite.wire.messages import (
     StatusText,
     Update,
     Want,
-    WantStdin,
 )
 from termite.wire.rpc import Connection, Reply, Result
 from termite.worker import control
@@ -66,25 +61,21 @@ from termite.worker.ahead import Ahead
 from termite.worker.boxes import FIRST_EXTRA, Boxes
 from termite.worker.contents import QUESTION_LIMIT_S, Contents
 from termite.worker.files import Files
-from termite.worker.habits import Habits
 from termite.worker.notifier import Notifier
 from termite.worker.ownfiles import OwnFiles
 from termite.worker.paranoia import Paranoia
 from termite.worker.process import leave_signals_to_the_daemon, memory_used, own_namespace
 from termite.worker.reporting import MirrorReport, Reporter, mirror_counts, task_reports
-from termite.worker.results import LargeResults
-from termite.worker.scratch import SAMPLE_EVERY_S, Scratch, Sweeper
+from termite.worker.runner import Runner
+from termite.worker.scratch import Scratch, Sweeper
 from termite.worker.slots import Turns
-from termite.worker.task import TaskPlace, TaskRun
+from termite.worker.task import TaskPlace
 from termite.worker.watching import Watch
 
 log = logging.getLogger(__name__)
 
 QUIET_S = 3.0
 """A draining mirror without tasks waits this long for its master to close the connection, then does so itself."""
-
-SPILL_AFTER_S = 15.0
-"""Without a task for this long, what came or was made lately goes to disk, where others see it too."""
 
 TASKS_BETWEEN_ENDS = 20
 """A mirror whose memory is over the bound runs at least this many tasks before it makes way for another."""
@@ -96,10 +87,8 @@ class Mirror:
     def __init__(self, start: control.Start, control_socket: socket.socket, net_fd: int) -> None:
         self.start = start
         self.turns = Turns()
-        self.done = 0
         self.timings = Timings()
         self._reporter = Reporter(self.report, self._tell_daemon)
-        self._result_bytes = 0
         self.ended = asyncio.Event()
         self._control = control_socket
         self._net_fd = net_fd
@@ -111,25 +100,15 @@ class Mirror:
         self._plan: BoxPlan | None = None
         self._place: TaskPlace | None = None  # None: no template yet
         self._boxes: Boxes | None = None
-        self._scratch: Scratch | None = None
-        self._sampler: asyncio.TimerHandle | None = None
+        self._runner: Runner | None = None
         self._root = b""
-        self._tasks: dict[int, TaskRun] = {}
         self.contents = Contents(self._store, self._tell_daemon)
         self._first_grant = asyncio.Event()
         self._paranoia = Paranoia(self._cache) if start.paranoia else None
         self._own = OwnFiles() if start.own_files else None
         self._files = Files(self.contents, self._cache, self._store, self._on_broken_store, self._paranoia, self._own)
-        self._habits = Habits()
-        self._results = LargeResults(self._store)
         self._watch = Watch()
         self._notifier: Notifier | None = None  # None: not mounted yet
-        self._sweeper: Sweeper | None = None
-        self._spiller = ThreadPoolExecutor(1, "spill")
-        self._spill_timer: asyncio.TimerHandle | None = None
-        self._quiet_since = 0.0  # when the last task ended, by the loop's clock
-        self._spilling: Future[None] | None = None
-        self._spill_trouble = ""
         self.conn: Connection
 
     def take(self, conn: Connection) -> None:
@@ -146,12 +125,11 @@ class Mirror:
             case Update():
                 return self._update(message)
             case Cancel():
-                task = self._tasks.get(message.task)
-                if task is not None:
-                    task.cancel()
+                if self._runner is not None:
+                    self._runner.cancel(message.task)
                 return Ok()
-            case Fetch():
-                return self._results.fetch(message)
+            case Fetch() if self._runner is not None:
+                return self._runner.results.fetch(message)
             case Want():
                 self._tell_daemon(control.Wants(message.jobs, ""))
                 return Ok()
@@ -182,13 +160,15 @@ class Mirror:
         box_dir = os.path.join(self.start.directory, b"box")
         for directory in (mountpoint, box_dir):
             os.mkdir(directory, 0o755)
-        self._scratch = Scratch(self.start.directory)
-        self._store.use_memory(self._scratch.results)
+        scratch = Scratch(self.start.directory)
+        self._store.use_memory(scratch.results)
         self._mount = Mount(self._view, mountpoint)
         self._notifier = Notifier(self._mount.forget)
         await asyncio.to_thread(self._mount.start)
         self._boxes = Boxes(self.start.mkbox)
-        self._sweeper = Sweeper(self.start.mkbox)
+        self._runner = Runner(
+            self.conn, self._view, scratch, Sweeper(self.start.mkbox), self._store, self.turns, self.timings
+        )
         host = message.master.partition("@")[2].partition(":")[0]
         self._plan = BoxPlan(
             mkbox=self.start.mkbox,
@@ -246,8 +226,8 @@ class Mirror:
     def _on_broken_store(self, error: StoreError) -> None:
         """Every command would read "Input/output error" from here on; better that they run elsewhere."""
         log.error("%s", error)
-        for task in self._tasks.values():
-            task.cancel(error)
+        if self._runner is not None:
+            self._runner.cancel_all(error)
 
     async def _prefetch(self, message: Prefetch) -> Message:
         if self._view is None:
@@ -289,133 +269,16 @@ class Mirror:
     # -- tasks -----------------------------------------------------------------------------------------
 
     async def _run(self, run: Run, stale: list[Stale]) -> Reply:
-        if self._place is None:
+        if self._place is None or self._runner is None:
             raise WireError("Run came before OpenMirror")
         with self.timings.measure("news"):
             await self._forget(run.changes, stale)
-        try:
-            with self.timings.measure("wait for a slot"):
-                await self.turns.take()
-            try:
-                reply, reaped = await self._run_in_box(run)
-            finally:
-                self.turns.give_back()
-        except (BoxError, Canceled, StoreError) as e:
-            log.warning("task %d: %s", run.task, e)
-            raise
-        assert isinstance(reply.message, Done)
-        self._results.keep(reply.message)
-        self._result_bytes += sum(
-            file.attr.size for file in reply.message.files if file.attr.hash and not file.kept and not file.link_to
-        )
-        self._habits.note(run.cwd, reaped.directories)
-        for note in reaped.notes:
-            log.info("task %d: %s", run.task, note)
-        if run.debug:
-            ms = (reply.message.ended_ns - reply.message.started_ns) / 1e6
-            files = len(reply.message.files)
-            log.info("task %d: status %d, %.1f ms in its box, %d files", run.task, reply.message.status, ms, files)
-        self.done += 1
+        reply = await self._runner.run(run, self._place)
         has_heard = self._notifier is None or self._notifier.is_idle
         if self._paranoia is not None and self._mount is not None and has_heard:
             self._paranoia.after_task(self._mount.mountpoint)
-        self._end_if_worn()
+        self._end_if_worn(self._runner.done)
         return reply
-
-    async def _run_in_box(self, run: Run) -> tuple[Reply, Reaped]:
-        """Runs the command; once more, on disk, if it failed when memory for its files was short."""
-        assert self._scratch is not None
-        task, on_disk = self._task(run, on_disk=False, skip=[0, 0, 0])
-        reply, reaped = await self._run_task(task)
-        assert isinstance(reply.message, Done)
-        if reply.message.status == 0 or on_disk or not self._scratch.was_tight(task.started):
-            return reply, reaped
-        if task.stdin_read:
-            raise BoxError("failed while memory for its files was short, after it had read its stdin")
-        log.info("task %d: failed while memory for its files was short; again on disk", run.task)
-        task, _ = self._task(run, on_disk=True, skip=task.sent)
-        return await self._run_task(task)
-
-    def _task(self, run: Run, *, on_disk: bool, skip: list[int]) -> tuple[TaskRun, bool]:
-        assert self._place is not None and self._scratch is not None
-        directory, on_disk = self._scratch.place(on_disk)
-        task = TaskRun(
-            run,
-            self._place,
-            directory,
-            self._root_attr(),
-            self._habits.expected(run.cwd, self._seen),
-            lambda message, body: self.conn.call(message, body=body, timeout_s=None),
-            partial(self._ask_stdin, run.task),
-            skip,
-        )
-        return task, on_disk
-
-    def _root_attr(self) -> FileAttr:
-        """How the writable root looks; it belongs to the task."""
-        known = self._cache.lookup(self._root) or FileAttr(mode=stat.S_IFDIR | 0o755)
-        return msgspec.structs.replace(known, uid=self.start.uid, gid=self.start.gid)
-
-    def _seen(self, directory: bytes) -> FileAttr | None:
-        assert self._view is not None
-        return self._view.seen(paths.join(self._root, directory))
-
-    async def _run_task(self, task: TaskRun) -> tuple[Reply, Reaped]:
-        number = task.request.task
-        self._tasks[number] = task
-        self._sample_soon()
-        try:
-            return await task.run()
-        finally:
-            del self._tasks[number]
-            assert self._sweeper is not None
-            self._sweeper.remove(task.directory)
-            self._spill_soon()
-
-    def _spill_soon(self) -> None:
-        """What is in memory goes to disk: some of it now if there is too much, all of it once there is time."""
-        self._quiet_since = self._loop.time()
-        if self._spill_timer is None:
-            self._spill_timer = self._loop.call_later(SPILL_AFTER_S, self._spill_all)
-        if self._store.is_full:
-            self._start_spill(self._spill)
-
-    def _spill_all(self) -> None:
-        self._spill_timer = None
-        left_s = self._quiet_since + SPILL_AFTER_S - self._loop.time()
-        if self._tasks or left_s > 0:
-            self._spill_timer = self._loop.call_later(max(1.0, left_s), self._spill_all)
-        elif self._store.holds:
-            self._start_spill(partial(self._spill, 0))
-
-    def _start_spill(self, spill: Callable[[], None]) -> None:
-        if self._spilling is None or self._spilling.done():
-            self._spilling = self._spiller.submit(spill)
-
-    def _spill(self, least_bytes: int = -1) -> None:
-        """On a thread.  If the disk takes no more, memory fills; then tasks go to disk, and fail with a clear error."""
-        try:
-            self._store.spill(least_bytes)
-        except StoreError as e:
-            if str(e) != self._spill_trouble:  # once, not with each task
-                self._spill_trouble = str(e)
-                log.error("what commands have made stays in memory: %s", e)
-
-    def _sample_soon(self) -> None:
-        if self._sampler is None:
-            self._sampler = self._loop.call_later(SAMPLE_EVERY_S, self._sample)
-
-    def _sample(self) -> None:
-        """Watches the memory while tasks run."""
-        self._sampler = None
-        if self._tasks and self._scratch is not None:
-            self._scratch.sample()
-            self._sample_soon()
-
-    async def _ask_stdin(self, task: int) -> bytes:
-        reply = await self.conn.call(WantStdin(task), timeout_s=None)
-        assert isinstance(reply.body, bytes)
-        return reply.body
 
     def _lower(self, path: bytes) -> FileAttr:
         """What stands at a path beneath the overlays, as the master has it; asks if need be, so not on the loop."""
@@ -441,17 +304,17 @@ class Mirror:
 
     def _end_if_quiet(self) -> None:
         """For a master that does not close by itself."""
-        if self.turns.running or self._results:
+        if self.turns.running or (self._runner is not None and self._runner.results):
             self._loop.call_later(QUIET_S, self._end_if_quiet)
         else:
             self.ended.set()
 
-    def _end_if_worn(self) -> None:
+    def _end_if_worn(self, done: int) -> None:
         """Makes way for a fresh process after so many tasks, or when this one has become too large."""
         start = self.start
-        if start.reap_count and self.done >= start.reap_count:
-            self.drain(f"{self.done} tasks were run here, a fresh mirror takes over", again=True)
-        elif start.heap_bytes and self.done >= TASKS_BETWEEN_ENDS and (used := memory_used()) > start.heap_bytes:
+        if start.reap_count and done >= start.reap_count:
+            self.drain(f"{done} tasks were run here, a fresh mirror takes over", again=True)
+        elif start.heap_bytes and done >= TASKS_BETWEEN_ENDS and (used := memory_used()) > start.heap_bytes:
             self.drain(f"the mirror takes {used >> 20} MB of memory, a fresh one takes over", again=True)
 
     # -- the daemon --------------------------------------------------------------------------------------
@@ -490,7 +353,7 @@ class Mirror:
             {
                 "granted": self.turns.granted,
                 "running": self.turns.running,
-                "done": self.done,
+                "done": self._runner.done if self._runner is not None else 0,
                 "fuse": counters,
                 "bytes": self._bytes(),
             }
@@ -501,47 +364,43 @@ class Mirror:
 
     def report(self) -> MirrorReport:
         """For the pages."""
+        runner = self._runner
+        result_bytes = runner.result_bytes if runner is not None else 0
         return MirrorReport(
             granted=self.turns.granted,
             running=self.turns.running,
             waiting=self.turns.waiting,
-            done=self.done,
-            tasks=task_reports(self._tasks.items()),
+            done=runner.done if runner is not None else 0,
+            tasks=task_reports(runner.tasks.items() if runner is not None else ()),
             phases=self.timings.phases(),
-            counts=mirror_counts(
-                self._files.cached, self._files.asked, self._result_bytes, self._bytes()
-            ),
+            counts=mirror_counts(self._files.cached, self._files.asked, result_bytes, self._bytes()),
             file_system=self._view.counters.as_dict() if self._view is not None else {},
         )
 
     async def close(self) -> None:
         """Kills the tasks, unmounts, removes the directory; nothing is left."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
+        if self._runner is not None:
+            self._runner.cancel_all()
         await self.conn.close("the mirror ends")
         self._reporter.stop()
         if self._boxes is not None:
             await self._boxes.close()
-        for timer in (self._sampler, self._spill_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._runner is not None:
+            self._runner.stop()
         self._watch.close()
         if self._notifier is not None:
             self._notifier.close()
         if self._mount is not None:
             await asyncio.to_thread(self._mount.stop)
-        self._results.close()
         await asyncio.to_thread(self._clear_up)
 
     def _clear_up(self) -> None:
-        self._spiller.shutdown(wait=True, cancel_futures=True)
+        if self._runner is not None:
+            self._runner.close()
         try:
             self._store.close()
         except StoreError as e:
             log.warning("%s", e)
-        if self._sweeper is not None:
-            self._sweeper.close()
         shutil.rmtree(self.start.directory, ignore_errors=True)
 
 
