@@ -13,12 +13,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 from termite import paths
 from termite.errors import TermiteError
 from termite.master.export import Export
 from termite.master.link import MirrorLink
+from termite.master.mirrortasks import MirrorTasks
 
 log = logging.getLogger(__name__)
 
@@ -84,29 +84,20 @@ class Prefetcher:
     def __init__(self, export: Export, quiet: Quiet) -> None:
         self._export = export
         self._quiet = quiet
-        self._filling: dict[MirrorLink, asyncio.Task[None]] = {}
+        self._filling = MirrorTasks()
         self.files = 0  # offered so far, to all mirrors
         self.interrupted = 0  # portions that were called off
 
     def begin(self, link: MirrorLink) -> None:
         """A mirror was opened."""
-        task = asyncio.get_running_loop().create_task(self._fill(link))
-        self._filling[link] = task
-        task.add_done_callback(lambda _: self._filling.pop(link, None))
+        self._filling.begin(link, self._fill(link))
 
     def end(self, link: MirrorLink) -> None:
         """It is lost."""
-        task = self._filling.pop(link, None)
-        if task is not None:
-            task.cancel()
+        self._filling.end(link)
 
     async def close(self) -> None:
-        tasks = list(self._filling.values())
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await self._filling.close()
 
     def status(self) -> dict[str, int]:
         """`filling`: mirrors that do not have everything yet."""

@@ -10,7 +10,6 @@ there are too many, the oldest go.  Only names are kept: what they contain is lo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from termite import paths
 from termite.errors import TermiteError
 from termite.master.link import MirrorLink
+from termite.master.mirrortasks import MirrorTasks
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Recollection:
         self._file = os.path.join(directory, b"first-" + hashlib.sha256(root).hexdigest()[:24].encode())
         self._names: dict[bytes, None] = dict.fromkeys(self._load() if directory else ())
         self._is_new = False
-        self._offering: dict[MirrorLink, asyncio.Task[None]] = {}
+        self._offering = MirrorTasks()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -64,21 +64,14 @@ class Recollection:
     def begin(self, link: MirrorLink) -> None:
         """A mirror was opened."""
         if self._names:
-            task = asyncio.get_running_loop().create_task(self._offer(link, list(self._names)))
-            self._offering[link] = task
-            task.add_done_callback(lambda _: self._offering.pop(link, None))
+            self._offering.begin(link, self._offer(link, list(self._names)))
 
     def end(self, link: MirrorLink) -> None:
         """It is lost."""
-        task = self._offering.pop(link, None)
-        if task is not None:
-            task.cancel()
+        self._offering.end(link)
 
     async def close(self) -> None:
-        tasks = list(self._offering.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._offering.close()
 
     async def _offer(self, link: MirrorLink, names: list[bytes]) -> None:
         try:

@@ -59,7 +59,8 @@ def fill(root: Path, link: FakeLink, quiet: Quiet | None = None) -> Prefetcher:
         prefetcher = Prefetcher(Export(rel(root)), quiet or Quiet(lambda: False, Clock()))
         prefetcher.begin(cast(MirrorLink, link))
         async with asyncio.timeout(30):
-            await asyncio.gather(*prefetcher._filling.values())
+            while prefetcher.status()["filling"]:
+                await asyncio.sleep(0)
         return prefetcher
 
     return asyncio.run(main())
