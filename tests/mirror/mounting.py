@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from termite.attr.cache import Stale
 from termite.mirror.fuse import Mount
 from tests.mirror.told import FakeMaster
@@ -19,6 +21,12 @@ def mounts_below(directory: Path) -> list[str]:
 
 def fuse_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fuse-")]
+
+
+def error_of(call: Callable[[], object]) -> int | None:
+    with pytest.raises(OSError) as caught:
+        call()
+    return caught.value.errno
 
 
 class Mounted:

@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -18,29 +18,10 @@ import pytest
 
 from termite.mirror import greeting
 from termite.mirror.fuse import Mount
-from tests.mirror.mounting import Mounted, mounted, mounts_below
-from tests.mirror.told import DiskMaster, FakeMaster, ids
+from tests.mirror.mounting import Mounted, error_of, mounted, mounts_below
+from tests.mirror.told import DiskMaster, FakeMaster
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="/dev/fuse is missing: modprobe fuse")
-
-
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[Mounted]:
-    """d/f, d/sub/g, l -> d/f, private (0600), hidden/x (0700)"""
-    master = FakeMaster(owner=ids())
-    master.directory(b"d")
-    master.file(b"d/f", b"contents\n")
-    master.directory(b"d/sub")
-    master.file(b"d/sub/g", b"gee")
-    master.link(b"l", b"d/f")
-    with mounted(master, tmp_path) as mirror:
-        yield mirror
-
-
-def error_of(call: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
 
 
 def as_nobody(mirror: Mounted, script: str) -> subprocess.CompletedProcess[bytes]:

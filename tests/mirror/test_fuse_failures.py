@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,29 +16,10 @@ from termite.attr.cache import Stale, What
 from termite.errors import MountError, PeerLost, PrivateError, Refused
 from termite.mirror import fuse
 from termite.mirror.fuse import Mount
-from tests.mirror.mounting import Mounted, fuse_threads, mounted, mounts_below
-from tests.mirror.told import FakeMaster, ids
+from tests.mirror.mounting import Mounted, error_of, fuse_threads, mounted, mounts_below
+from tests.mirror.told import FakeMaster
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="/dev/fuse is missing: modprobe fuse")
-
-
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[Mounted]:
-    """d/f, d/sub/g, l -> d/f, private (0600), hidden/x (0700)"""
-    master = FakeMaster(owner=ids())
-    master.directory(b"d")
-    master.file(b"d/f", b"contents\n")
-    master.directory(b"d/sub")
-    master.file(b"d/sub/g", b"gee")
-    master.link(b"l", b"d/f")
-    with mounted(master, tmp_path) as mirror:
-        yield mirror
-
-
-def error_of(call: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
 
 
 # -- failures -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from termite.attr.cache import Stale, What
 from termite.attr.fileattr import ABSENT, FileAttr
 from termite.errors import PeerLost, TermiteError, Timeout
 from termite.mirror.view import OpenContent
+from tests.mirror.mounting import error_of
 from tests.mirror.told import FakeMaster, ids, paths_of
 
 
@@ -33,12 +34,6 @@ def master() -> Iterator[FakeMaster]:
 def open_fds() -> int:
     gc.collect()  # what earlier tests' tracebacks still hold
     return len(os.listdir("/proc/self/fd"))
-
-
-def error_of(call: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
 
 
 def test_a_name_is_answered_and_its_directory_asked_once(master: FakeMaster) -> None:

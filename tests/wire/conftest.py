@@ -82,6 +82,23 @@ def sessions() -> tuple[Session, Session]:
     return Session(a, b), Session(b, a)
 
 
+@asynccontextmanager
+async def both_ends(
+    sock_a: socket.socket, sock_b: socket.socket, ours: Handler, theirs: Handler, **options: Any
+) -> AsyncIterator[tuple[Connection, Connection]]:
+    """Connections over two sockets that are joined."""
+    session_a, session_b = sessions()
+    a = await Connection.from_socket(sock_a, session_a, ours, name="theirs", **options)
+    b = await Connection.from_socket(sock_b, session_b, theirs, name="ours", **options)
+    try:
+        yield a, b
+    finally:
+        a.abort("test over")
+        b.abort("test over")
+        await a.wait_closed()
+        await b.wait_closed()
+
+
 @pytest.fixture
 def session_pair() -> tuple[Session, Session]:
     return sessions()
@@ -100,17 +117,8 @@ def pair() -> Pair:
     async def connected(
         ours: Handler = refuse, theirs: Handler = refuse, **options: Any
     ) -> AsyncIterator[tuple[Connection, Connection]]:
-        sock_a, sock_b = tcp_pair()
-        session_a, session_b = sessions()
-        a = await Connection.from_socket(sock_a, session_a, ours, name="theirs", **options)
-        b = await Connection.from_socket(sock_b, session_b, theirs, name="ours", **options)
-        try:
-            yield a, b
-        finally:
-            a.abort("test over")
-            b.abort("test over")
-            await a.wait_closed()
-            await b.wait_closed()
+        async with both_ends(*tcp_pair(), ours, theirs, **options) as ends:
+            yield ends
 
     return connected
 

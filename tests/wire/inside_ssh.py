@@ -28,7 +28,7 @@ from termite.wire.messages import Message, Ok, ReadDir, StatusText
 from termite.wire.rpc import Connection, Handler, Reply, refuse
 from termite.wire.secret import plain_ssh_key
 from termite.wire.transport import Accepted, Listener
-from tests.wire.conftest import Pair, sessions, tcp_pair
+from tests.wire.conftest import Pair, both_ends, tcp_pair
 
 REPO = Path(__file__).parents[2]
 MIB = 1024 * 1024
@@ -87,17 +87,8 @@ def pair() -> Pair:
     async def connected(
         ours: Handler = refuse, theirs: Handler = refuse, **options: Any
     ) -> AsyncIterator[tuple[Connection, Connection]]:
-        sock_a, sock_b = await tunnel()
-        session_a, session_b = sessions()
-        a = await Connection.from_socket(sock_a, session_a, ours, name="theirs", **options)
-        b = await Connection.from_socket(sock_b, session_b, theirs, name="ours", **options)
-        try:
-            yield a, b
-        finally:
-            a.abort("test over")
-            b.abort("test over")
-            await a.wait_closed()
-            await b.wait_closed()
+        async with both_ends(*await tunnel(), ours, theirs, **options) as ends:
+            yield ends
 
     return connected
 
