@@ -28,6 +28,10 @@ COARSE_NS = 2_000_000_000
 """The same, on a file system that counts whole seconds."""
 
 _RECORD = struct.Struct("<QQQQ")
+_READ_ONLY = 0x100  # PyBUF_READ
+_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+_memory_at.restype = ctypes.py_object
 _MARK_BYTES = 16
 
 
@@ -56,22 +60,36 @@ class Look:
         if self._found is None:
             yield from map(_without_library, self._directories)
             return
+        found = self._found.memory
         at = 0
-        while at < len(self._found):
-            number, marks, moved, names = _RECORD.unpack_from(self._found, at)
+        while at < len(found):
+            number, marks, moved, names = _RECORD.unpack_from(found, at)
             to_moved = at + _RECORD.size + marks
             to_names = to_moved + moved
             end = to_names + names
             yield Looked(
                 self._directories[number],
-                self._found[at + _RECORD.size : to_moved] if marks else None,
-                self._found[to_moved:to_names].split(b"\0")[:-1],
-                set(self._found[to_names:end].split(b"\0")) if names else None,
+                bytes(found[at + _RECORD.size : to_moved]) if marks else None,
+                bytes(found[to_moved:to_names]).split(b"\0")[:-1],
+                set(bytes(found[to_names:end]).split(b"\0")) if names else None,
             )
             at = end
 
 
-def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> bytes | None:
+class _Found:
+    """What the library found, where it is: to copy megabytes holds the interpreter's lock for milliseconds."""
+
+    def __init__(self, library: Any, address: int, length: int) -> None:
+        self.memory: memoryview = _memory_at(address, length, _READ_ONLY)
+        self._address = address
+        self._free = library.termite_free
+
+    def __del__(self) -> None:
+        self.memory.release()
+        self._free(self._address)
+
+
+def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> _Found | None:
     library = _library()
     if library is None:
         return None
@@ -88,10 +106,7 @@ def _changes(directories: Sequence[bytes], marks: Sequence[bytes]) -> bytes | No
     )
     if not found:
         raise MemoryError
-    try:
-        return ctypes.string_at(found, length.value)
-    finally:
-        library.termite_free(found)
+    return _Found(library, found, length.value)
 
 
 def _without_library(directory: bytes) -> Looked:
