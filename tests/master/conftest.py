@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.master.replaying import Tree
 from tests.master.shortcutting import populate
 
 
@@ -13,3 +14,8 @@ from tests.master.shortcutting import populate
 def root(tmp_path: Path) -> Path:
     (tmp_path / "root").mkdir()
     return populate(tmp_path / "root")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "p")

@@ -2,101 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import signal
 import stat
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from termite.attr.fileattr import ABSENT, FileAttr
+from termite.attr.fileattr import ABSENT
 from termite.errors import ReplayError
-from termite.master import replay, staging
-from termite.master.replay import MOST_ARRIVALS, Content, Replayed, Replayer, Span
+from termite.master import staging
+from termite.master.replay import MOST_ARRIVALS, Replayer, Span
 from termite.wire.messages import FileResult
-
-OLD = 1_500_000_000 * 10**9
-SECOND = 10**9
-
-
-class Tree:
-    """A project and the results to be replayed into it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(mode=0o755)
-        self.root = os.fsencode(path)
-        self.replayer = Replayer(self.root)
-        self.files: list[FileResult] = []
-        self.contents: dict[bytes, Content] = {}
-        self.begin()
-
-    def begin(self) -> None:
-        """What exists now, a command sent from here on can have seen."""
-        now = time.time_ns() + 10_000_000  # the kernel's clock ticks coarsely
-        self.span = Span(now, now + SECOND, now, now + SECOND, 0)
-
-    def at(self, name: str | bytes) -> bytes:
-        return self.root[1:] + b"/" + os.fsencode(name) if name else self.root[1:]
-
-    def file(
-        self,
-        name: str,
-        data: bytes = b"data",
-        *,
-        mode: int = 0o644,
-        mtime: int = 0,
-        in_place: bool = False,
-        was: str = "",
-    ) -> None:
-        hash = hashlib.sha256(data).digest()
-        attr = FileAttr(stat.S_IFREG | mode, len(data), mtime or self.span.started_ns, hash=hash)
-        moved_from = self.at(was) if was else b""
-        self.files.append(FileResult(self.at(name), attr, inline_at=0, in_place=in_place, moved_from=moved_from))
-        self.contents[self.at(name)] = data
-
-    def directory(self, name: str, *, mode: int = 0o755, mtime: int = 0, opaque: bool = False, was: str = "") -> None:
-        attr = FileAttr(stat.S_IFDIR | mode, mtime_ns=mtime or self.span.started_ns)
-        moved_from = self.at(was) if was else b""
-        self.files.append(FileResult(self.at(name), attr, opaque=opaque, moved_from=moved_from))
-
-    def symlink(self, name: str, target: bytes) -> None:
-        attr = FileAttr(stat.S_IFLNK | 0o777, mtime_ns=OLD, target=target)
-        self.files.append(FileResult(self.at(name), attr))
-
-    def removed(self, name: str) -> None:
-        self.files.append(FileResult(self.at(name), ABSENT))
-
-    def link(self, name: str, to: str) -> None:
-        self.files.append(FileResult(self.at(name), FileAttr(stat.S_IFREG | 0o644), link_to=self.at(to)))
-
-    def attributes(self, name: str, mode: int, mtime: int) -> None:
-        attr = FileAttr(stat.S_IFREG | mode, mtime_ns=mtime)
-        self.files.append(FileResult(self.at(name), attr, kept=True, in_place=True))
-
-    def apply(self) -> Replayed:
-        files, self.files = self.files, []
-        return self.replayer.apply(files, self.contents, self.span)
-
-    def has(self, name: str, data: str = "x") -> Path:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(data)
-        return path
-
-    def leftovers(self) -> list[Path]:
-        return list(self.path.rglob(".termite-tmp-*"))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path / "p")
-
+from tests.master.replaying import OLD, SECOND, Tree
 
 # -- what arrives -------------------------------------------------------------------------------------
 
@@ -420,159 +341,6 @@ def test_a_hard_link_to_what_is_gone_is_an_error(tree: Tree) -> None:
     tree.link("x", "gone")
     with pytest.raises(ReplayError, match="gone"):
         tree.apply()
-
-
-# -- what is refused ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "path", [b"etc/passwd", b"/etc/passwd", b"", b"%s/../x", b"%s/./x", b"%s//x", b"%sx/y", b"%s/a\0b"]
-)
-def test_a_path_outside_the_project_is_refused_before_anything_changes(tree: Tree, path: bytes) -> None:
-    tree.file("first")
-    attr = FileAttr(stat.S_IFDIR | 0o755)
-    tree.files.append(FileResult(path.replace(b"%s", tree.root[1:]), attr))
-    with pytest.raises(ReplayError, match="refused"):
-        tree.apply()
-    assert list(tree.path.iterdir()) == []
-
-
-@pytest.mark.parametrize("field", ["link_to", "moved_from"])
-def test_a_link_or_a_rename_from_outside_is_refused(tree: Tree, field: str) -> None:
-    kind = stat.S_IFREG if field == "link_to" else stat.S_IFDIR
-    attr = FileAttr(kind | 0o755)
-    other = {field: b"etc"}
-    tree.files.append(FileResult(tree.at("x"), attr, **other))  # type: ignore[arg-type]
-    with pytest.raises(ReplayError, match="outside"):
-        tree.apply()
-
-
-@pytest.mark.parametrize("kind", ["file", "directory", "symlink", "removed"])
-def test_no_step_goes_through_a_symlink(tree: Tree, tmp_path: Path, kind: str) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "x").write_text("safe")
-    os.symlink(outside, tree.path / "link")
-    if kind == "symlink":
-        tree.symlink("link/x", b"to")
-    else:
-        getattr(tree, kind)("link/x")
-    with pytest.raises(ReplayError, match="symlink stands"):
-        tree.apply()
-    assert os.listdir(outside) == ["x"] and (outside / "x").read_text() == "safe"
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
-def test_devices_and_sockets_are_refused(tree: Tree, kind: int) -> None:
-    tree.files.append(FileResult(tree.at("x"), FileAttr(kind | 0o666)))
-    with pytest.raises(ReplayError, match="refused"):
-        tree.apply()
-
-
-def test_set_id_bits_are_taken_away_and_noted(tree: Tree) -> None:
-    tree.file("x", mode=0o6755)
-    notes = tree.apply().notes
-    assert stat.S_IMODE((tree.path / "x").stat().st_mode) == 0o755 and "set-id" in notes[0]
-
-
-def test_wrong_contents_are_refused_before_anything_changes(tree: Tree) -> None:
-    tree.file("a")
-    tree.file("b")
-    tree.contents[tree.at("b")] = b"DATA"
-    with pytest.raises(ReplayError, match="damaged"):
-        tree.apply()
-    assert list(tree.path.iterdir()) == []
-
-
-@pytest.mark.parametrize("pieces", [[b"dat"], [b"dat", b"X"], [b"data", b"more"]])
-def test_wrong_staged_contents_are_refused(tree: Tree, pieces: list[bytes]) -> None:
-    staged = tree.replayer.stage(4, hashlib.sha256(b"data").digest())
-    with pytest.raises(ReplayError, match="worker is broken"):
-        for piece in pieces:
-            staged.write(piece)
-        staged.finish()
-    tree.file("x")
-    tree.contents[tree.at("x")] = staged
-    with pytest.raises(ReplayError, match="damaged"):
-        tree.apply()
-    staged.close()
-    staged.close()
-    assert list(tree.path.iterdir()) == []
-
-
-def test_a_name_told_twice_is_refused(tree: Tree) -> None:
-    tree.file("x")
-    tree.file("x")
-    with pytest.raises(ReplayError, match="twice"):
-        tree.apply()
-
-
-def test_the_project_directory_itself_can_only_change_its_attributes(tree: Tree) -> None:
-    tree.removed("")
-    with pytest.raises(ReplayError, match="own directory"):
-        tree.apply()
-    tree.directory("", mode=0o750, mtime=OLD)
-    tree.begin()
-    tree.apply()
-    assert stat.S_IMODE(tree.path.stat().st_mode) == 0o750
-
-
-def test_the_masters_socket_is_never_touched(tree: Tree) -> None:
-    tree.has(".termite-socket", "ours")
-    tree.file(".termite-socket")
-    tree.file("x")
-    notes = tree.apply().notes
-    assert (tree.path / ".termite-socket").read_text() == "ours" and (tree.path / "x").exists() and len(notes) == 1
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_file_as_it_was(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    tree.has("x", "old")
-    tree.file("x")
-    monkeypatch.setattr(replay, "fill", full)
-    with pytest.raises(ReplayError, match="disk is full") as caught:
-        tree.apply()
-    assert (tree.path / "x").read_text() == "old" and tree.leftovers() == [] and "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_an_ordinary_user_changes_what_the_command_had_locked_again(tree: Tree) -> None:
-    tree.has("d/sub/x")
-    os.link(tree.has("d/joined"), tree.path / "d/other")
-    tree.path.parent.chmod(0o755)
-    for path in [tree.path, *tree.path.rglob("*")]:
-        os.chown(path, 4242, 4242)
-    (tree.path / "d/joined").chmod(0o444)
-    (tree.path / "d/sub").chmod(0o500)
-    (tree.path / "d").chmod(0)
-    tree.begin()
-    tree.file("d/joined", in_place=True, mode=0o444)
-    tree.removed("d/sub/x")
-    tree.file("d/sub/y", mode=0)
-    tree.replayer = Replayer(tree.root)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            reach(tree.path.parent)
-            os.setresgid(4242, 4242, 4242)
-            os.setresuid(4242, 4242, 4242)
-            tree.apply()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert os.listdir(tree.path / "d/sub") == ["y"] and (tree.path / "d/other").read_bytes() == b"data"
-    assert stat.S_IMODE((tree.path / "d").stat().st_mode) == 0
-    assert stat.S_IMODE((tree.path / "d/sub").stat().st_mode) == 0o500
-
-
-def reach(path: Path) -> None:
-    """Let everybody walk down to a directory of the test run."""
-    for parent in [path, *path.parents][:-2]:
-        parent.chmod(parent.stat().st_mode | 0o011)
 
 
 # -- times --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mkbox import test_mkbox
-from tests.mkbox.test_mkbox import PATH, PROJECT, Argument, Boxes, Finished, mounts, processes_with
+from tests.mkbox.boxing import PATH, PROJECT, Argument, Boxes, Finished, mounts, processes_with
 
 # Fixtures of the plain mode, used here as they are.
 boxes, loopback_only, mkbox = test_mkbox.boxes, test_mkbox.loopback_only, test_mkbox.mkbox
