@@ -16,18 +16,20 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from termite import paths
-from termite.command.shell import shell_call, split_list
+from termite.command.shell import split_list
+from termite.command.standard import (
+    SHELLS,
+    changes_meaning,
+    is_shadowed,
+    searched_before_standard,
+    shadows,
+    standard_call,
+    standard_name,
+)
 from termite.master.confined import PROTECTED, ConfinedRoot, NotSimple, Outcome, Removal
 
-STANDARD_DIRECTORIES = (b"/usr/bin", b"/bin")
-SHELLS = frozenset({b"sh", b"bash", b"dash"})
-"""The shells whose builtins are known to agree on what is understood here."""
-HARMLESS_SHELL_FLAGS = frozenset("ceu")
-HARMLESS_SHELL_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
-MAX_TEXT = 65536
 MAX_WORDS = 2000
 
-_CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
 _FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|mv|touch|echo|true|false|:|test|\[)(?:\s|;|\Z)")
 _EMPTY = hashlib.sha256().digest()
 _OCTAL_MODE = re.compile(rb"0?[0-7]{3}")
@@ -86,7 +88,7 @@ class Shortcut:
 
         Blocking, for the time of a few dozen system calls and one more per file deleted.
         """
-        if any(os.access(path, os.X_OK) for path in self.shadowed_by):
+        if is_shadowed(self.shadowed_by):
             return None
         try:
             with ConfinedRoot(root, protected) as confined:
@@ -126,7 +128,7 @@ def find_shortcut(
     `program` as in a request: a path, or empty for argv[0] on PATH.  `cwd` is absolute.  `env` holds
     NAME=VALUE strings; without any, PATH is taken to find the programs where they belong.
     """
-    name = _standard_name(program or argv[0]) if 0 < len(argv) <= MAX_WORDS else None
+    name = standard_name(program or argv[0]) if 0 < len(argv) <= MAX_WORDS else None
     if name is None:
         return None
     program = program or argv[0]
@@ -141,8 +143,8 @@ def find_shortcut(
         names |= {words[0] for _, words in commands if words[0] not in _BUILTINS}
     elif name not in _COMMANDS:
         return None
-    before = _searched_before_standard(env)
-    if before is None or any(_CHANGES_MEANING.match(setting) for setting in env):
+    before = searched_before_standard(env)
+    if before is None or changes_meaning(env):
         return None
     here = paths.relative(cwd)
     reader = _Reader(here, umask, builtins=is_shell)
@@ -152,42 +154,18 @@ def find_shortcut(
         if call is None or (any(earlier.changes for earlier in calls) and (call.changes or call.reads)):
             return None  # once something has changed, there must be no more doubt
         calls.append(call)
-    shadowed_by = tuple(directory + b"/" + each for each in names if b"/" not in each for directory in before)
-    return Shortcut(tuple(calls), here, stops_at_failure, shadowed_by)
+    return Shortcut(tuple(calls), here, stops_at_failure, shadows(names, before))
 
 
 def _script(argv: Sequence[bytes], program: bytes) -> tuple[list[tuple[bytes, list[bytes]]], bool] | None:
     """The commands of `sh -c SCRIPT` and whether -e is on; None unless shells agree about all of it."""
-    call = shell_call(argv, program)
-    if call is None or call.args or argv[0].startswith(b"-"):
-        return None
-    if not call.flags <= HARMLESS_SHELL_FLAGS or not call.options <= HARMLESS_SHELL_OPTIONS:
-        return None
-    if not _FIRST_WORD.match(call.script) or len(call.script) > MAX_TEXT:
+    call = standard_call(argv, program)
+    if call is None or not _FIRST_WORD.match(call.script):
         return None
     commands = split_list(call.script)
     if not commands:
         return None
     return commands, "e" in call.flags or b"errexit" in call.options
-
-
-def _standard_name(program: bytes) -> bytes | None:
-    """The name of a program in a standard directory, or one to be searched for; None for any other."""
-    directory, slash, name = program.rpartition(b"/")
-    return name if not slash or directory in STANDARD_DIRECTORIES else None
-
-
-def _searched_before_standard(env: Sequence[bytes]) -> list[bytes] | None:
-    """The directories of PATH that come before a standard one; None if none does, or one is relative."""
-    search = next((setting[5:] for setting in env if setting.startswith(b"PATH=")), STANDARD_DIRECTORIES[0])
-    before: list[bytes] = []
-    for directory in search.split(b":"):
-        if directory in STANDARD_DIRECTORIES:
-            return before
-        if not directory.startswith(b"/"):
-            return None
-        before.append(directory)
-    return None
 
 
 class _Reader:
@@ -199,7 +177,7 @@ class _Reader:
         self._builtins = builtins
 
     def call(self, operator: bytes, words: Sequence[bytes]) -> Call | None:
-        name, args = _standard_name(words[0]), list(words[1:])
+        name, args = standard_name(words[0]), list(words[1:])
         match name:
             case b"true" | b"false" | b":":
                 if (name == b":" and not self._builtins) or any(arg.startswith(b"--") for arg in args):

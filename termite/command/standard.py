@@ -1,0 +1,66 @@
+"""Whether a name means the program that everybody knows by it.
+
+What is done in place of a command must be what the command itself would have done: so its name has
+to lead to a standard directory, and nothing in the environment may change what a shell makes of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+
+from termite.command.shell import ShellCall, shell_call
+
+STANDARD_DIRECTORIES = (b"/usr/bin", b"/bin")
+SHELLS = frozenset({b"sh", b"bash", b"dash"})
+"""The shells whose builtins are known to agree on what is understood here."""
+
+MAX_TEXT = 65536
+_HARMLESS_FLAGS = frozenset("ceu")
+_HARMLESS_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
+_CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
+
+
+def standard_name(program: bytes) -> bytes | None:
+    """The name of a program in a standard directory, or one to be searched for; None for any other."""
+    directory, slash, name = program.rpartition(b"/")
+    return name if not slash or directory in STANDARD_DIRECTORIES else None
+
+
+def standard_call(argv: Sequence[bytes], program: bytes) -> ShellCall | None:
+    """The parts of `sh -c SCRIPT`; None unless it is a standard shell, told nothing that changes what SCRIPT means."""
+    if standard_name(program) not in SHELLS or argv[0].startswith(b"-"):
+        return None
+    call = shell_call(argv, program)
+    if call is None or call.args or len(call.script) > MAX_TEXT:
+        return None
+    return call if call.flags <= _HARMLESS_FLAGS and call.options <= _HARMLESS_OPTIONS else None
+
+
+def changes_meaning(env: Sequence[bytes]) -> bool:
+    """Whether a variable has shells or programs behave in another way than usual."""
+    return any(_CHANGES_MEANING.match(setting) for setting in env)
+
+
+def searched_before_standard(env: Sequence[bytes]) -> list[bytes] | None:
+    """The directories of PATH that come before a standard one; None if none does, or one is relative."""
+    search = next((setting[5:] for setting in env if setting.startswith(b"PATH=")), STANDARD_DIRECTORIES[0])
+    before: list[bytes] = []
+    for directory in search.split(b":"):
+        if directory in STANDARD_DIRECTORIES:
+            return before
+        if not directory.startswith(b"/"):
+            return None
+        before.append(directory)
+    return None
+
+
+def shadows(names: Collection[bytes], before: Sequence[bytes]) -> tuple[bytes, ...]:
+    """If one of these paths can be executed, a name without a slash means another program."""
+    return tuple(directory + b"/" + name for name in names if b"/" not in name for directory in before)
+
+
+def is_shadowed(paths: Sequence[bytes]) -> bool:
+    """Looks at the disk: a system call for each."""
+    return any(os.access(path, os.X_OK) for path in paths)
