@@ -100,7 +100,7 @@ static void read_environment(void)
 static void execute(const char *path)
 {
     execve(path, opt.argv, opt.env);
-    if (errno == ENOEXEC) {
+    if (errno == ENOEXEC && opt.argv != opt.direct) {
         char **script = opt.argv - 1;
         script[0] = "/bin/sh";
         script[1] = (char *)path;
@@ -147,13 +147,77 @@ static _Noreturn void __attribute__((noinline)) not_executed(const char *program
     _exit(error == ENOENT || error == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
 }
 
+/* What is written here is seen by init, which lends its memory until another program is executed: that no
+   shell was needed, or that one is and will see to everything. */
 static _Noreturn void become_command(void)
 {
     const char *program = opt.program ? opt.program : opt.argv[0];
     ask_for_slice(USUAL_SLICE); /* whoever serves boxes has a short one */
     close_range(STDERR_FILENO + 1, ~0U, 0);
+    if (opt.direct) {
+        char **shell = opt.argv;
+        opt.argv = opt.direct;
+        execute_program(opt.argv[0]);
+        opt.argv = shell;
+        opt.direct = NULL;
+    }
     execute_program(program);
     not_executed(program, errno);
+}
+
+/* The wait status of the command; other children that end are forgotten. */
+static int ended(pid_t command)
+{
+    int status;
+    while (waitpid(-1, &status, __WALL) != command)
+        ;
+    return status;
+}
+
+/* The wait status that a shell would have, which says so when a command is killed. */
+static int as_of_shell(int status)
+{
+    if (!WIFSIGNALED(status))
+        return status;
+    int number = WTERMSIG(status);
+    if (number != SIGINT && number != SIGPIPE) {
+        char text[64];
+        snprintf(text, sizeof text, "%s%s", strsignal(number), WCOREDUMP(status) ? " (core dumped)" : "");
+        write_line(STDERR_FILENO, text);
+    }
+    return (128 + number) << 8;
+}
+
+/* One file takes the place of another, or of nothing; whatever else mv could be asked for, mv does. */
+static bool is_simple_move(void)
+{
+    struct stat from, to;
+    if (lstat(opt.moved, &from) < 0 || !S_ISREG(from.st_mode))
+        return false;
+    if (lstat(opt.moved_to, &to) < 0)
+        return errno == ENOENT;
+    return S_ISREG(to.st_mode) && (from.st_ino != to.st_ino || from.st_dev != to.st_dev);
+}
+
+/* What follows the command, when that has ended so; the status of it all. */
+static int move_after(int status)
+{
+    if (status != 0)
+        return as_of_shell(status);
+    if (!opt.moved_to || (is_simple_move() && rename(opt.moved, opt.moved_to) == 0))
+        return 0;
+    static char *words[] = {NULL, "mv", "-f", NULL, NULL, NULL};
+    words[3] = (char *)opt.moved;
+    words[4] = (char *)opt.moved_to;
+    opt.argv = words + 1;
+    opt.program = opt.argv[0];
+    opt.direct = NULL;
+    pid_t mv = vfork();
+    if (mv == 0)
+        become_command();
+    if (mv < 0)
+        fail(errno, "cannot start mv");
+    return as_of_shell(ended(mv));
 }
 
 static void tell_status(int status)
@@ -190,14 +254,17 @@ _Noreturn void make_box(void)
     if (poll(&starter, 1, 0) != 0)
         _exit(EXIT_BOX); /* it died before end_with_parent() */
 
+    if (opt.enter && chdir(opt.enter) < 0)
+        opt.direct = NULL; /* the shell says why */
+
     pid_t command = vfork();
     if (command == 0)
         become_command();
     if (command < 0)
         fail(errno, "cannot start the command");
-    int status, other;
-    while (waitpid(-1, &status, __WALL) != command)
-        ;
+    int status = ended(command), other;
+    if (opt.direct)
+        status = move_after(status);
     if (kill(-1, SIGKILL) == 0 || errno != ESRCH)
         while (waitpid(-1, &other, __WALL) > 0)
             ;

@@ -28,7 +28,8 @@ static void set_defaults(void)
 
 enum long_option {
     TMPFS_ROOT = OPTION_CLOSED + 1, FROM, TMP_SIZE, HOLD, MNT_NS, NET_NS, NEW_NET, LOWER_FD, LOWER, UPPER, WORK,
-    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, EXPLAIN, SERVE, SWEEP, VERSION, HELP,
+    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, DIRECT, ENTER, MOVE,
+    EXPLAIN, SERVE, SWEEP, VERSION, HELP,
 };
 
 static const struct option long_options[] = {
@@ -39,7 +40,8 @@ static const struct option long_options[] = {
     {"lower-fd", 1, 0, LOWER_FD}, {"lower", 1, 0, LOWER}, {"upper", 1, 0, UPPER}, {"work", 1, 0, WORK},
     {"writable", 1, 0, WRITABLE}, {"proc", 1, 0, PROC}, {"umask", 1, 0, UMASK}, {"env-fd", 1, 0, ENV_FD},
     {"status-fd", 1, 0, STATUS_FD}, {"error-fd", 1, 0, ERROR_FD}, {"hostname", 1, 0, HOSTNAME},
-    {"rlimit", 1, 0, RLIMIT}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE}, {"sweep", 1, 0, SWEEP},
+    {"rlimit", 1, 0, RLIMIT}, {"direct", 1, 0, DIRECT}, {"enter", 1, 0, ENTER},
+    {"move", 1, 0, MOVE}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE}, {"sweep", 1, 0, SWEEP},
     {"version", 0, 0, VERSION}, {"help", 0, 0, HELP}, {0},
 };
 
@@ -67,7 +69,7 @@ static const char help[] =
 "What to put into it, done in the order given; paths in the box may be written with or without leading /\n"
 "  -b SRC=DST        show SRC of this machine, and what is mounted below it, as DST (split at the last =)\n"
 "  -L TARGET=NAME    make the symlink NAME (--link; split at the last = as well)\n"
-"  --from TEXT       left side of the next -b or -L, whose argument is then DST or NAME alone, = and all\n"
+"  --from TEXT       left side of the next -b, -L or --move, whose argument is then the right side alone\n"
 "  -t DIR            an empty tmpfs, mode 1777, at most half of the memory, or --tmp-size SIZE (1g, 20%)\n"
 "  -D DIR            a directory, with those above it\n"
 "  --closed DIR      a directory that nobody may enter\n"
@@ -89,6 +91,10 @@ static const char help[] =
 "  --hostname NAME, --umask OCT\n"
 "  --rlimit NAME=N   as core cpu data fsize memlock nofile nproc stack; N may be `unlimited'\n"
 "  --env-fd FD       its whole environment, NAME=VALUE strings each ended by a NUL byte\n"
+"  --direct N        COMMAND begins with N words that do what the others, after a word --, are a shell for;\n"
+"                    the shell is started only if the first word of all cannot be executed\n"
+"  --enter DIR       with --direct: its working directory\n"
+"  --move TO         with --direct and --from FROM: if it succeeds, then `mv -f FROM TO'\n"
 "Telling\n"
 "  --status-fd FD    12 bytes at the end, little endian: i32 wait status, u64 microseconds of CPU time\n"
 "  --error-fd FD     where to say, in one line, why there is no box (default: standard error)\n"
@@ -148,6 +154,19 @@ static void add_operation(int option, char *argument, const char *from)
     opt.operations[opt.operation_count++] = (struct operation){option, argument, from};
 }
 
+/* What stands after the separator, the command as it is written, becomes opt.argv. */
+static void split_direct(unsigned long count)
+{
+    unsigned long given = 0;
+    while (given <= count && opt.argv[given])
+        given++;
+    if (given <= count || strcmp(opt.argv[count], "--") || !opt.argv[count + 1])
+        usage("--direct %lu: that many words, then --, then the command that they stand for", count);
+    opt.argv[count] = NULL;
+    opt.direct = opt.argv;
+    opt.argv += count + 1;
+}
+
 static void check_combination(void)
 {
     bool overlay = opt.upper || opt.work || opt.writable || opt.lower || opt.lower_fd >= 0;
@@ -163,6 +182,8 @@ static void check_combination(void)
         usage("--hold makes a template: -s and what to put into it; overlay, --proc, network and command come later");
     if (!opt.hold && !opt.argv[0])
         usage("no command given");
+    if ((opt.enter || opt.moved_to) && !opt.direct)
+        usage("--enter and --move go with --direct");
     if (opt.uid == 0 || opt.gid == 0)
         usage("a box never runs as root: -u and -g must not be 0");
 }
@@ -170,6 +191,7 @@ static void check_combination(void)
 void parse_options(int argc, char **argv)
 {
     const char *from = NULL;
+    unsigned long direct = 0;
     set_defaults();
     opterr = optind = 0; /* 0: from the beginning; the server's own options may have been parsed before */
     for (int c; (c = getopt_long(argc, argv, "+:s:B:b:t:r:d:D:L:u:g:q", long_options, NULL)) != -1;) {
@@ -204,6 +226,15 @@ void parse_options(int argc, char **argv)
         case UMASK: opt.umask = number("--umask", optarg, 8, 0777); break;
         case HOSTNAME: opt.hostname = optarg; break;
         case RLIMIT: add_limit(optarg); break;
+        case DIRECT: direct = number("--direct", optarg, 10, INT_MAX); break;
+        case ENTER: opt.enter = optarg; break;
+        case MOVE:
+            if (!from)
+                usage("--move %s: --from, before it, says what", optarg);
+            opt.moved = from;
+            opt.moved_to = optarg;
+            from = NULL;
+            break;
         case TMP_SIZE:
             if (!*optarg || strspn(optarg, "0123456789kKmMgG%") != strlen(optarg))
                 usage("--tmp-size %s: write a size such as 512m, 2g or 20%%", optarg);
@@ -219,12 +250,14 @@ void parse_options(int argc, char **argv)
         }
     }
     if (from)
-        usage("--from must be followed by -b or -L");
+        usage("--from must be followed by -b, -L or --move");
     opt.argv = argv + optind;
     if (opt.serve_fd >= 0 || opt.sweep_fd >= 0) {
         if (argc != 3)
             usage("%s FD goes with no other option", opt.serve_fd >= 0 ? "--serve" : "--sweep");
         return;
     }
+    if (direct)
+        split_direct(direct);
     check_combination();
 }

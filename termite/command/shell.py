@@ -21,6 +21,9 @@ RESERVED = frozenset(
 LIST_OPERATORS = (b"&&", b"||", b";")
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_@%+:,./\x80-\xff-]+")
+_PLAIN_WORDS = re.compile(rb"(?:[A-Za-z0-9_@%+:,./\x80-\xff-][A-Za-z0-9_@%+:,./=\x80-\xff-]*[ \t]+)+")
+"""Words after the first that need no closer look: most of a compiler's."""
+
 _HARMLESS = re.compile(rb"[A-Za-z0-9_@%+:,./^=!\]\x80-\xff-]+")
 _SINGLE_QUOTED = re.compile(rb"'([^']*)'")
 _DOUBLE_QUOTED = re.compile(rb'"((?:[^"\\$`]|\\.)*)"', re.DOTALL)
@@ -137,6 +140,10 @@ def split_list(text: bytes) -> list[tuple[bytes, list[bytes]]] | None:
             continue
         if text.startswith(b"\\\n", at):
             at += 2
+            continue
+        if words and (plain := _PLAIN_WORDS.match(text, at)):
+            words += plain[0].split()
+            at = plain.end()
             continue
         found = next((o for o in LIST_OPERATORS if text.startswith(o, at)), None)
         if found is not None:

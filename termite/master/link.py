@@ -27,6 +27,7 @@ from termite.wire.messages import (
     Cancel,
     Change,
     Check,
+    Direct,
     Done,
     Draining,
     Elsewhere,
@@ -171,18 +172,19 @@ class MirrorLink:
             raise PeerLost(f"worker {self.name} is not connected")
         if self.draining is not None:
             raise Leaving(f"worker {self.name} takes no new tasks: {self.draining.reason}")
-        request = task.request
+        request, direct = task.request, task.direct()
         run = Run(
             task=task.id,
             program=request.program,
             argv=request.argv,
-            env=task.env,
+            env=direct.environment(task.env) if direct else task.env,
             cwd=task.cwd,
             umask=request.umask,
             merged=task.merged,
             stdin=task.has_stdin,
             changes=self._take_pending(),
             debug=task.debug,
+            direct=Direct(direct.argv, direct.directory, direct.moved, direct.moved_to) if direct else None,
         )
         self.tasks[task.id] = task
         task.sent_ns = time.time_ns()

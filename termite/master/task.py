@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from termite import paths
+from termite.command.direct import Direct, without_shell
 from termite.command.shell import command_text
 from termite.master.local import FLAG_DEBUG, FLAG_MERGED, FLAG_STDIN, Caller, LocalRequest
 
@@ -66,6 +67,11 @@ class Task:
         """The command as one short line for messages."""
         text = paths.for_people(self.text)
         return text if len(text) <= 120 else text[:117] + "..."
+
+    def direct(self) -> Direct | None:
+        """What a box can do instead of starting the command's shell."""
+        request = self.request
+        return without_shell(request.program, request.argv, request.cwd, request.env)
 
     def note(self, text: str) -> None:
         """A line in the log, if -debug asks for it for all commands, or TERMITE_DEBUG or a rule for this one."""

@@ -13,7 +13,7 @@ import msgspec
 
 from termite.attr.fileattr import FileAttr
 
-VERSION = 2
+VERSION = 3
 """Both ends must speak the same; raised with every incompatible change of this page."""
 
 
@@ -163,6 +163,15 @@ class Prefetch(Message, frozen=True):
     paths: list[bytes]
 
 
+class Direct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a command is a shell for (`command/direct.py`): executed instead of it, if it can be."""
+
+    argv: list[bytes]
+    directory: bytes  # to enter before; empty: none
+    moved: bytes  # to be renamed if it has succeeded; empty: nothing
+    moved_to: bytes
+
+
 class Run(Message, frozen=True):
     """Master -> mirror: run one command; answered by `Done` when it has ended."""
 
@@ -177,6 +186,7 @@ class Run(Message, frozen=True):
     changes: list[Change] = []
     debug: bool = False
     time_limit_s: float = 0.0  # 0: none
+    direct: Direct | None = None
 
 
 class Cancel(Message, frozen=True):

@@ -220,7 +220,12 @@ class TaskRun:
         try:
             os.write(env_fd, box_environment(run.env, place.root))
             program = (b"-B", run.program) if run.program else ()
-            argv = [*place.argv, b"--umask", b"%o" % run.umask, b"-d", b"/" + run.cwd, *program, b"--", *run.argv]
+            argv = [*place.argv, b"--umask", b"%o" % run.umask, b"-d", b"/" + run.cwd, *program]
+            if (direct := run.direct) is not None:
+                argv += [b"--enter", direct.directory] if direct.directory else []
+                argv += [b"--from", direct.moved, b"--move", direct.moved_to] if direct.moved else []
+                argv += [b"--direct", b"%d" % len(direct.argv), b"--", *direct.argv]
+            argv += [b"--", *run.argv]
             stdio = (stdin_fd, self._streams[0].write_fd, self._streams[-1].write_fd)
             extra = (env_fd, status_fd, error_fd, task_dir_fd, *place.template.fds)
             return place.boxes.start(argv, stdio, extra, self._not_started)

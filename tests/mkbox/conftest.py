@@ -1,13 +1,16 @@
-"""The native programs, compiled once, and masters that answer as a test wants."""
+"""The native programs, compiled once, masters that answer as a test wants, and boxes to run commands in."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.mkbox.boxing import LINKS, ODD_PROJECT, PROJECT, UID, Boxes, mounts
 from tests.mkbox.native import Answer, FakeMaster, build
 
 
@@ -42,3 +45,56 @@ def master(project: Path) -> Iterator[Callable[..., FakeMaster]]:
     yield start
     for one in started:
         one.close()
+
+
+# -- boxes --------------------------------------------------------------------------------------------
+
+SOURCE = Path(__file__).resolve().parents[2] / "mkbox"
+
+
+@pytest.fixture(scope="session")
+def mkbox(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program, compiled as it is released, with every warning an error."""
+    binary = tmp_path_factory.mktemp("mkbox") / "mkbox"
+    command = ["gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-o", str(binary)]
+    subprocess.run([*command, *map(str, sorted(SOURCE.glob("mkbox*.c")))], check=True)
+    return str(binary)
+
+
+@pytest.fixture(scope="session")
+def loopback_only() -> Iterator[int]:
+    holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "ip link set lo up; echo ready; cat"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdin and holder.stdout and holder.stdout.readline() == b"ready\n"
+    fd = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY)
+    holder.communicate()
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def boxes(mkbox: str, tmp_path: Path, loopback_only: int) -> Iterator[Boxes]:
+    before = mounts()
+    for project in (PROJECT, ODD_PROJECT):
+        root = os.fsencode(tmp_path) + project
+        os.makedirs(root + b"/src/deep")
+        for name in (b"/file", b"/src/a.c", b"/src/deep/b.c"):
+            Path(os.fsdecode(root + name)).write_bytes(b"contents of" + name)
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", root], check=True)
+    (tmp_path / "root").mkdir()
+    template = subprocess.Popen(
+        [mkbox, "-q", "-s", tmp_path / "root", "--tmpfs-root", "-b", "/usr=usr", "-r", "usr", *LINKS,
+         "-b", f"{tmp_path}/mirror=mirror", "-r", "mirror", "--dev", "dev",
+         "-D", "proc", "-D", "tmp", "-D", "var/tmp", "--hold"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert template.stdin and template.stdout and template.stdout.readline() == b"ready\n"
+    fd = os.open(f"/proc/{template.pid}/ns/mnt", os.O_RDONLY)
+    template.communicate()
+    assert template.returncode == 0
+    made = Boxes(mkbox, tmp_path, fd, loopback_only)
+    yield made
+    os.close(fd)
+    for task in made.tasks:
+        shutil.rmtree(task)
+    assert mounts() == before

@@ -18,11 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mkbox import test_mkbox
+from tests.mkbox import test_mkbox, test_mkbox_direct
 from tests.mkbox.boxing import PATH, PROJECT, Argument, Boxes, Finished, mounts, processes_with
-
-# Fixtures of the plain mode, used here as they are.
-boxes, loopback_only, mkbox = test_mkbox.boxes, test_mkbox.loopback_only, test_mkbox.mkbox
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making a box needs root"),
@@ -150,7 +147,8 @@ OF_THE_PLAIN_MODE_ALONE = {
 
 def facts_about_boxes() -> list[Callable[[ServedBoxes], None]]:
     """Every test of the plain mode that wants boxes and nothing else."""
-    tests = [each for name, each in vars(test_mkbox).items() if name.startswith("test_")]
+    plain = {**vars(test_mkbox), **vars(test_mkbox_direct)}
+    tests = [each for name, each in plain.items() if name.startswith("test_")]
     return [t for t in tests if list(inspect.signature(t).parameters) == ["boxes"] and t not in OF_THE_PLAIN_MODE_ALONE]
 
 

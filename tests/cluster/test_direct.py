@@ -1,0 +1,94 @@
+"""Recipes as automake and CMake write them: the same bytes and messages as plain make's, without their shells."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.farm import Farm, tree
+
+AUTOMAKE = r"""
+CC = gcc
+all: lib/a.o b.o
+%.o: %.c
+	depbase=`echo $@ | sed 's|[^/]*$$|.deps/&|;s|\.o$$||'`;\
+	$(CC) -g -DNAME='"$@"' -MT $@ -MD -MP -MF $$depbase.Tpo -c -o $@ $< &&\
+	mv -f $$depbase.Tpo $$depbase.Po
+"""
+
+CMAKE = r"""
+CC = /usr/bin/cc
+all:
+	cd $(CURDIR)/build/lib && $(CC) -g -I$(CURDIR) -MD -MT a.o -MF a.d -o a.o -c $(CURDIR)/lib/a.c
+"""
+
+SHOWS_ITS_PARENT = """#!/bin/sh
+read parent </proc/$PPID/comm
+echo "$parent in $PWD"
+exec gcc "$@"
+"""
+
+
+def fill(project: Path, makefile: str) -> None:
+    for directory in ("lib/.deps", ".deps", "build/lib"):
+        (project / directory).mkdir(parents=True)
+    for name in ("lib/a.c", "b.c"):
+        (project / name).write_text('#include <stdio.h>\nint f(void) { return puts("one"); }\n')
+    (project / "Makefile").write_text(makefile)
+    (project / "shows-cc").write_text(SHOWS_ITS_PARENT)
+    (project / "shows-cc").chmod(0o755)
+
+
+def both(cluster: Farm, project: Path, makefile: str, *args: str) -> list[subprocess.CompletedProcess[bytes]]:
+    """Plain make, then termite-make, in the same place; the trees they leave must be equal."""
+    done, trees = [], []
+    for make in ("make", "termite-make"):
+        shutil.rmtree(project / "lib", ignore_errors=True)
+        for path in ("build", ".deps", "b.o"):
+            shutil.rmtree(project / path, ignore_errors=True)
+            (project / path).unlink(missing_ok=True)
+        fill(project, makefile)
+        done.append(cluster.command(project, make, "-k", *args))
+        trees.append(tree(project))
+    assert trees[0] == trees[1]
+    return done
+
+
+@pytest.mark.parametrize("makefile", [AUTOMAKE, CMAKE], ids=["automake", "cmake"])
+def test_files_are_the_same_to_the_byte(cluster: Farm, project: Path, makefile: str) -> None:
+    plain, ours = both(cluster, project, makefile)
+    assert (plain.returncode, ours.returncode, ours.stdout) == (0, 0, plain.stdout.replace(b"make", b"termite-make"))
+    assert (project / "b.o").exists() or (project / "build/lib/a.o").exists()
+
+
+@pytest.mark.parametrize(
+    ("makefile", "where"), [(AUTOMAKE, ""), (CMAKE, "/build/lib")], ids=["automake", "cmake"]
+)
+def test_no_shell_is_started(cluster: Farm, project: Path, makefile: str, where: str) -> None:
+    plain, ours = both(cluster, project, makefile, f"CC={project}/shows-cc")
+    assert f"sh in {project}{where}\n".encode() in plain.stdout
+    assert f"termite-mkbox in {project}{where}\n".encode() in ours.stdout
+
+
+@pytest.mark.parametrize("makefile", [AUTOMAKE, CMAKE], ids=["automake", "cmake"])
+def test_a_compiler_that_fails_says_and_leaves_the_same(cluster: Farm, project: Path, makefile: str) -> None:
+    plain, ours = both(cluster, project, makefile, "CC=gcc -DNAME=1 -Dint=error")
+    assert plain.returncode == ours.returncode == 2
+    assert b"error" in plain.stderr
+    assert ours.stderr.replace(b"termite-make", b"make").startswith(plain.stderr)
+
+
+@pytest.mark.parametrize("makefile", [AUTOMAKE, CMAKE], ids=["automake", "cmake"])
+def test_a_compiler_that_is_missing_is_told_by_the_shell(cluster: Farm, project: Path, makefile: str) -> None:
+    plain, ours = both(cluster, project, makefile, "CC=./no-such-gcc")
+    assert plain.returncode == ours.returncode == 2
+    assert b"./no-such-gcc: not found" in plain.stderr
+    assert ours.stderr.replace(b"termite-make", b"make").startswith(plain.stderr)
+
+
+def test_bash_as_makes_shell_is_as_good(cluster: Farm, project: Path) -> None:
+    plain, ours = both(cluster, project, AUTOMAKE, "SHELL=/bin/bash", f"CC={project}/shows-cc")
+    assert plain.stdout.count(b"bash in ") == ours.stdout.count(b"termite-mkbox in ") == 2
