@@ -154,6 +154,8 @@ static _Noreturn void become_command(void)
     const char *program = opt.program ? opt.program : opt.argv[0];
     ask_for_slice(USUAL_SLICE); /* whoever serves boxes has a short one */
     close_range(STDERR_FILENO + 1, ~0U, 0);
+    if (opt.says)
+        write_all(STDOUT_FILENO, opt.says, strlen(opt.says));
     if (opt.direct) {
         char **shell = opt.argv;
         opt.argv = opt.direct;
@@ -212,6 +214,7 @@ static int move_after(int status)
     opt.argv = words + 1;
     opt.program = opt.argv[0];
     opt.direct = NULL;
+    opt.says = NULL;
     pid_t mv = vfork();
     if (mv == 0)
         become_command();

@@ -45,6 +45,7 @@ struct options {
     int umask;                                   /* -1: as it was when mkbox started */
     char **argv;                                 /* the command; argv[-1] is ours to overwrite */
     char **direct;                               /* executed instead, if it can be; NULL: nothing is */
+    const char *says;                            /* with `direct`: written before; NULL: nothing */
     const char *enter;                           /* with `direct`: where, if not in `directory`; NULL: there */
     const char *moved, *moved_to;                /* with `direct`: renamed if it succeeds; moved_to NULL: nothing */
     char **env;                                  /* the command's environment */

@@ -28,7 +28,7 @@ static void set_defaults(void)
 
 enum long_option {
     TMPFS_ROOT = OPTION_CLOSED + 1, FROM, TMP_SIZE, HOLD, MNT_NS, NET_NS, NEW_NET, LOWER_FD, LOWER, UPPER, WORK,
-    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, DIRECT, ENTER, MOVE,
+    WRITABLE, PROC, UMASK, ENV_FD, STATUS_FD, ERROR_FD, HOSTNAME, RLIMIT, DIRECT, SAY, ENTER, MOVE,
     EXPLAIN, SERVE, SWEEP, VERSION, HELP,
 };
 
@@ -40,8 +40,8 @@ static const struct option long_options[] = {
     {"lower-fd", 1, 0, LOWER_FD}, {"lower", 1, 0, LOWER}, {"upper", 1, 0, UPPER}, {"work", 1, 0, WORK},
     {"writable", 1, 0, WRITABLE}, {"proc", 1, 0, PROC}, {"umask", 1, 0, UMASK}, {"env-fd", 1, 0, ENV_FD},
     {"status-fd", 1, 0, STATUS_FD}, {"error-fd", 1, 0, ERROR_FD}, {"hostname", 1, 0, HOSTNAME},
-    {"rlimit", 1, 0, RLIMIT}, {"direct", 1, 0, DIRECT}, {"enter", 1, 0, ENTER},
-    {"move", 1, 0, MOVE}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE}, {"sweep", 1, 0, SWEEP},
+    {"rlimit", 1, 0, RLIMIT}, {"direct", 1, 0, DIRECT}, {"say", 1, 0, SAY},
+    {"enter", 1, 0, ENTER}, {"move", 1, 0, MOVE}, {"explain", 0, 0, EXPLAIN}, {"serve", 1, 0, SERVE}, {"sweep", 1, 0, SWEEP},
     {"version", 0, 0, VERSION}, {"help", 0, 0, HELP}, {0},
 };
 
@@ -93,6 +93,7 @@ static const char help[] =
 "  --env-fd FD       its whole environment, NAME=VALUE strings each ended by a NUL byte\n"
 "  --direct N        COMMAND begins with N words that do what the others, after a word --, are a shell for;\n"
 "                    the shell is started only if the first word of all cannot be executed\n"
+"  --say TEXT        with --direct: written before, and not by the shell if it is started\n"
 "  --enter DIR       with --direct: its working directory\n"
 "  --move TO         with --direct and --from FROM: if it succeeds, then `mv -f FROM TO'\n"
 "Telling\n"
@@ -182,8 +183,8 @@ static void check_combination(void)
         usage("--hold makes a template: -s and what to put into it; overlay, --proc, network and command come later");
     if (!opt.hold && !opt.argv[0])
         usage("no command given");
-    if ((opt.enter || opt.moved_to) && !opt.direct)
-        usage("--enter and --move go with --direct");
+    if ((opt.says || opt.enter || opt.moved_to) && !opt.direct)
+        usage("--say, --enter and --move go with --direct");
     if (opt.uid == 0 || opt.gid == 0)
         usage("a box never runs as root: -u and -g must not be 0");
 }
@@ -227,6 +228,7 @@ void parse_options(int argc, char **argv)
         case HOSTNAME: opt.hostname = optarg; break;
         case RLIMIT: add_limit(optarg); break;
         case DIRECT: direct = number("--direct", optarg, 10, INT_MAX); break;
+        case SAY: opt.says = optarg; break;
         case ENTER: opt.enter = optarg; break;
         case MOVE:
             if (!from)

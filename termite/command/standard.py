@@ -20,6 +20,7 @@ MAX_TEXT = 65536
 _HARMLESS_FLAGS = frozenset("ceu")
 _HARMLESS_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
 _CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
+_ECHO_FLAGS = re.compile(rb"-[neE]*")
 
 
 def standard_name(program: bytes) -> bytes | None:
@@ -64,3 +65,15 @@ def shadows(names: Collection[bytes], before: Sequence[bytes]) -> tuple[bytes, .
 def is_shadowed(paths: Sequence[bytes]) -> bool:
     """Looks at the disk: a system call for each."""
     return any(os.access(path, os.X_OK) for path in paths)
+
+
+def echoed(args: Sequence[bytes]) -> bytes | None:
+    """What `echo` prints; None where shells and /bin/echo disagree: backslashes, and flags but a lone -n."""
+    newline = b"\n"
+    if args and args[0] == b"-n":
+        args, newline = args[1:], b""
+    if any(b"\\" in arg for arg in args):
+        return None
+    if args and (_ECHO_FLAGS.fullmatch(args[0]) or args[0] in (b"--help", b"--version")):
+        return None
+    return b" ".join(args) + newline

@@ -173,18 +173,22 @@ class MirrorLink:
         if self.draining is not None:
             raise Leaving(f"worker {self.name} takes no new tasks: {self.draining.reason}")
         request, direct = task.request, task.direct()
+        argv, env, instead = request.argv, task.env, None
+        if direct is not None:
+            argv, env = [*argv[:-1], direct.script], direct.environment(env)
+            instead = Direct(direct.says, direct.argv, direct.directory, direct.moved, direct.moved_to)
         run = Run(
             task=task.id,
             program=request.program,
-            argv=request.argv,
-            env=direct.environment(task.env) if direct else task.env,
+            argv=argv,
+            env=env,
             cwd=task.cwd,
             umask=request.umask,
             merged=task.merged,
             stdin=task.has_stdin,
             changes=self._take_pending(),
             debug=task.debug,
-            direct=Direct(direct.argv, direct.directory, direct.moved, direct.moved_to) if direct else None,
+            direct=instead,
         )
         self.tasks[task.id] = task
         task.sent_ns = time.time_ns()

@@ -20,6 +20,7 @@ from termite.command.shell import split_list
 from termite.command.standard import (
     SHELLS,
     changes_meaning,
+    echoed,
     is_shadowed,
     searched_before_standard,
     shadows,
@@ -33,7 +34,6 @@ MAX_WORDS = 2000
 _FIRST_WORD = re.compile(rb"\s*(?:/usr/bin/|/bin/)?(?:mkdir|rm|mv|touch|echo|true|false|:|test|\[)(?:\s|;|\Z)")
 _EMPTY = hashlib.sha256().digest()
 _OCTAL_MODE = re.compile(rb"0?[0-7]{3}")
-_ECHO_FLAGS = re.compile(rb"-[neE]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class _Reader:
                 status = int(name == b"false")
                 return Call(operator, lambda _: Outcome(status))
             case b"echo":
-                text = _echoed(args)
+                text = echoed(args)
                 return None if text is None else Call(operator, lambda _: Outcome(), stdout=text)
             case b"test":
                 return self._test(operator, args)
@@ -314,18 +314,6 @@ def _resolve(cwd: bytes, operand: bytes) -> bytes | None:
         at.append(part)
     path = b"/".join(at)
     return path if paths.is_clean(path) else None
-
-
-def _echoed(args: list[bytes]) -> bytes | None:
-    """What `echo` prints; None where shells and /bin/echo disagree: backslashes, and flags but a lone -n."""
-    newline = b"\n"
-    if args and args[0] == b"-n":
-        args, newline = args[1:], b""
-    if any(b"\\" in arg for arg in args):
-        return None
-    if args and (_ECHO_FLAGS.fullmatch(args[0]) or args[0] in (b"--help", b"--version")):
-        return None
-    return b" ".join(args) + newline
 
 
 def _is(root: ConfinedRoot, primary: bytes, target: bytes) -> bool:

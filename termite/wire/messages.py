@@ -164,8 +164,12 @@ class Prefetch(Message, frozen=True):
 
 
 class Direct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a command is a shell for (`command/direct.py`): executed instead of it, if it can be."""
+    """What a command is a shell for (`command/direct.py`): executed instead of it, if it can be.
 
+    If not, the command is executed, which does not say again what has been said.
+    """
+
+    says: bytes  # to be written to stdout before
     argv: list[bytes]
     directory: bytes  # to enter before; empty: none
     moved: bytes  # to be renamed if it has succeeded; empty: nothing

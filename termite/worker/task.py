@@ -222,6 +222,7 @@ class TaskRun:
             program = (b"-B", run.program) if run.program else ()
             argv = [*place.argv, b"--umask", b"%o" % run.umask, b"-d", b"/" + run.cwd, *program]
             if (direct := run.direct) is not None:
+                argv += [b"--say", direct.says] if direct.says else []
                 argv += [b"--enter", direct.directory] if direct.directory else []
                 argv += [b"--from", direct.moved, b"--move", direct.moved_to] if direct.moved else []
                 argv += [b"--direct", b"%d" % len(direct.argv), b"--", *direct.argv]

@@ -36,6 +36,8 @@ def direct(script: str, *flags: str, shell: bytes = b"/bin/sh", env: list[bytes]
 @pytest.mark.parametrize("flags", ["-c", "-ec"])
 def test_automakes_recipe_is_a_compiler_and_a_rename(shell: bytes, flags: str) -> None:
     assert direct(AUTOMAKE, flags, shell=shell) == Direct(
+        says=b"",
+        script=AUTOMAKE.encode(),
         argv=rb'gcc -DA="x" -MT lib/a.o -MD -MP -MF lib/.deps/a.Tpo -c -o lib/a.o lib/a.c'.split(),
         directory=b"",
         moved=b"lib/.deps/a.Tpo",
@@ -44,9 +46,38 @@ def test_automakes_recipe_is_a_compiler_and_a_rename(shell: bytes, flags: str) -
     )
 
 
+@pytest.mark.parametrize("rest", [AUTOMAKE, "\\\n  gcc -c a.c && mv -f a b", "cd /src && cc -c a.c"])
+def test_what_a_silent_recipe_says_is_said(rest: str) -> None:
+    found = direct(f'echo "  CC      " lib/a.o;{rest}')
+    alone = direct(rest)
+    assert found is not None and alone is not None
+    assert found == alone._replace(says=b"  CC       lib/a.o\n", script=rest.encode())
+
+
+@pytest.mark.parametrize("prefix", ["./", "../source/", "/src/source/"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_automakes_recipe_for_a_file_that_may_be_elsewhere_is_a_compiler(
+    tmp_path: Path, prefix: str, exists: bool
+) -> None:
+    if exists:
+        (tmp_path / "src").mkdir()
+        (tmp_path / "src/a.c").touch()
+    script = f"gcc -DA=\\\"x\\\" -c -o src/x-a.o `test -f 'src/a.c' || echo '{prefix}'`src/a.c"
+    cwd = os.fsencode(tmp_path)
+    found = without_shell(b"/bin/sh", [b"/bin/sh", b"-c", script.encode()], cwd, ENV)
+    assert found is not None and (found.directory, found.moved, found.shell_pwd) == (b"", b"", cwd)
+    assert found.argv[-1] == ("src/a.c" if exists else f"{prefix}src/a.c").encode()
+    for shell in SHELLS:
+        shown = script.replace("gcc", "printf '%s\\0' gcc", 1)
+        printed = subprocess.run([shell, "-c", shown], cwd=tmp_path, capture_output=True, timeout=20, check=True)
+        assert printed.stdout.split(b"\0")[:-1] == found.argv
+
+
 def test_cmakes_recipe_is_a_compiler_elsewhere() -> None:
-    found = direct("cd /src/project/build/lib && /usr/bin/c++ -I/src/project -o a.o -c /src/project/a.cc")
-    assert found == Direct(
+    script = "cd /src/project/build/lib && /usr/bin/c++ -I/src/project -o a.o -c /src/project/a.cc"
+    assert direct(script) == Direct(
+        says=b"",
+        script=script.encode(),
         argv=rb"/usr/bin/c++ -I/src/project -o a.o -c /src/project/a.cc".split(),
         directory=b"/src/project/build/lib",
         moved=b"",
@@ -133,6 +164,20 @@ def test_the_variable_is_replaced_where_a_shell_replaces_it() -> None:
         f"v=`echo a.o | {SED}`; gcc -c ${{v%.o}} && mv -f a b",
         f"v=`echo a.o | {SED}` gcc -c $v && mv -f a b",
         "v=`echo a.o | sed 's|o|x|'`; gcc -c $v && mv -f a b",
+        "gcc -c '`test -f 'a.c' || echo './'`a.c'",
+        "gcc -c \"`test -f 'a.c' || echo './'`a.c\"",
+        "gcc -c `test -f 'a.c' || echo '-x'`a.c",
+        "gcc -c `test -f 'a.c' || echo './' 'x'`a.c",
+        "gcc -c `test -d 'a.c' || echo './'`a.c",
+        "gcc -c `test -f 'a.c' || echo './'`a.c; true",
+        "cd /src && gcc -c `test -f 'a.c' || echo './'`a.c",
+        "echo 'a;b'; gcc -c a.c",
+        "echo a && gcc -c a.c && mv -f a b",
+        "echo a > x; gcc -c a.c && mv -f a b",
+        "echo $x; gcc -c a.c && mv -f a b",
+        "echo -e a; gcc -c a.c && mv -f a b",
+        "echo a\\\\b; gcc -c a.c && mv -f a b",
+        "echo a; echo b; gcc -c a.c && mv -f a b",
         "v=`date`; gcc -c $v && mv -f a b",
     ],
 )

@@ -40,6 +40,15 @@ def test_the_words_are_run_and_no_shell_is(boxes: Boxes) -> None:
     assert (done.status, done.stdout, done.stderr, done.error) == (0, b"mkbox\na b \n", b"", b"")
 
 
+def test_what_is_to_be_said_comes_first(boxes: Boxes) -> None:
+    done = direct(boxes, ["echo", "ran"], "echo the shell", "--say", "  CC  a\xff.o\n".encode("latin-1"))
+    assert (done.status, done.stdout) == (0, b"  CC  a\xff.o\nran\n")
+    done = direct(boxes, ["no-such-program"], "echo the shell", "--say", "said\n")
+    assert (done.status, done.stdout, done.stderr) == (0, b"said\nthe shell\n", b"")
+    done = direct(boxes, ["true"], "true", "--say", "said\n", move=("nowhere", "b"))
+    assert done.status == 1 << 8 and done.stdout == b"said\n" and done.stderr.startswith(b"mv: ")
+
+
 def test_a_file_is_renamed_when_the_words_succeed(boxes: Boxes) -> None:
     done = direct(boxes, ["sh", "-c", "echo 1 > a; echo 2 > b"], "false", move=("a", "b"))
     assert (done.status, done.stderr, upper(boxes)) == (0, b"", {"b": "1\n"})
@@ -148,6 +157,7 @@ def test_what_is_left_running_is_killed_after_the_rename(boxes: Boxes) -> None:
         ["--direct", "x", "--", "true", "--", "true"],
         ["--direct", "9", "--", "true"],
         ["--enter", "/", "--", "true"],
+        ["--say", "x", "--", "true"],
         ["--from", "a", "--move", "b", "--", "true"],
         ["--move", "b", "--direct", "1", "--", "true", "--", "true"],
     ],
