@@ -26,12 +26,14 @@ from typing import NamedTuple
 from termite import paths
 from termite.command.shell import split_list
 from termite.command.standard import (
+    SHELLS,
     changes_meaning,
     echoed,
     is_shadowed,
     searched_before_standard,
     shadows,
     standard_call,
+    standard_name,
 )
 
 _MAY_BE = re.compile(rb"\bcd /|\bmv -f |`test -f '")
@@ -51,6 +53,8 @@ _COMPILER = re.compile(
     rb"(?:.*/)?(?:[\w.+-]+-)?(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|gfortran|ccache)(?:-[\d.]+)?", re.ASCII
 )
 """No shell has a builtin of such a name."""
+
+_LIBTOOL = re.compile(rb"(?:[\w./+][\w./+-]*/)?libtool", re.ASCII)
 
 
 class Direct(NamedTuple):
@@ -133,11 +137,19 @@ def _read(commands: Sequence[tuple[bytes, list[bytes]]], looks: bool) -> Direct 
     match calls:
         case [*rest, [b"mv", b"-f", moved, moved_to]] if moved[:1] not in _DOUBTFUL and moved_to[:1] not in _DOUBTFUL:
             calls = rest
-    if len(calls) != 1 or not (directory or moved or looks) or not _COMPILER.fullmatch(calls[0][0]):
+    if len(calls) != 1 or not (directory or moved or looks) or not _compiles(calls[0]):
         return None
     if directory and looks:
         return None  # `cd` comes first
     return Direct(b"", b"", calls[0], directory, moved, moved_to, b"")
+
+
+def _compiles(words: Sequence[bytes]) -> bool:
+    """Whether this is a compiler, or libtool around one: `/bin/bash ../libtool ...`."""
+    if _COMPILER.fullmatch(words[0]):
+        return True
+    is_shell = words[0].startswith(b"/") and standard_name(words[0]) in SHELLS
+    return is_shell and len(words) > 1 and _LIBTOOL.fullmatch(words[1]) is not None
 
 
 def _transformed(name: bytes, directory: bytes, suffix: bytes) -> bytes:

@@ -176,6 +176,7 @@ class MirrorLink:
         argv, env, instead = request.argv, task.env, None
         if direct is not None:
             argv, env = [*argv[:-1], direct.script], direct.environment(env)
+            task.note("no shell is needed for it")
             instead = Direct(direct.says, direct.argv, direct.directory, direct.moved, direct.moved_to)
         run = Run(
             task=task.id,

@@ -105,6 +105,14 @@ def test_compilers_are_known_by_their_names(compiler: str) -> None:
     assert found is not None and found.argv == [*compiler.encode().split(), b"-c", b"a.c"]
 
 
+@pytest.mark.parametrize("libtool", ["./libtool", "../libtool", "libtool", "/src/libtool"])
+def test_libtool_is_run_by_its_own_shell_alone(libtool: str) -> None:
+    sed = SED.replace(r"\.o", r"\.lo")
+    found = direct(f"v=`echo a.lo | {sed}`; /bin/bash {libtool} --mode=compile gcc -MF $v.t -c a.c && mv -f $v.t $v.d")
+    assert found is not None and found.argv[:3] == [b"/bin/bash", libtool.encode(), b"--mode=compile"]
+    assert found.moved_to == b".deps/a.d"
+
+
 def test_the_variable_is_replaced_where_a_shell_replaces_it() -> None:
     script = f"v=`echo a/b.o | {SED}`; gcc $v ${{v}}x \"$v y\" '$v' \\$v \"\\$v\" -D\\'$v\\' && mv -f $v.t ${{v}}.d"
     found = direct(script)
@@ -155,6 +163,11 @@ def test_the_variable_is_replaced_where_a_shell_replaces_it() -> None:
         "cd /src || gcc -c a.c",
         "cd /src && cd /x && gcc -c a.c",
         "cd /src && make",
+        "cd /src && /bin/sh ./configure",
+        "cd /src && /bin/sh -c libtool",
+        "cd /src && sh ./libtool",
+        "cd /src && /opt/bin/sh ./libtool",
+        "cd /src && ./libtool",
         f"v=`echo a.c | {SED}`; gcc -c $v && mv -f a b",
         f"v=`echo .o | {SED}`; gcc -c $v && mv -f a b",
         f"v=`echo -n.o | {SED}`; gcc -c $v && mv -f a b",
