@@ -41,10 +41,13 @@ _SAID = re.compile(rb"echo [^;|&]*;")
 _DOUBTFUL = (b"", b"-")  # first letters of what mv does not take for a file
 
 _NAMED = re.compile(
-    rb"([A-Za-z_]\w*)=`echo ([\w./+][\w./+-]*) \| sed 's\|\[\^/\]\*\$\|([\w.][\w.-]*)/&\|;s\|\\\.(o|lo|obj)\$\|\|'`;",
+    rb"([a-z]\w*)=`echo ([\w./+][\w./+-]*) \| sed 's\|\[\^/\]\*\$\|([\w.][\w.-]*)/&\|;s\|\\\.(o|lo|obj)\$\|\|'`;",
     re.ASCII,
 )
-"""NAME=`echo OBJECT | sed ...`, which puts a directory before the last part of OBJECT and takes its suffix away."""
+"""NAME=`echo OBJECT | sed ...`, which puts a directory before the last part of OBJECT and takes its suffix away.
+
+Names that mean something to a shell, such as IFS, begin with other letters.
+"""
 
 _FOUND_HERE = rb"`test -f '([\w./+-]+)' \|\| echo '([\w./+][\w./+-]*)'`"
 """Nothing if the file is there, else the directory that automake says it is in."""

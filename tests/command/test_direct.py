@@ -169,6 +169,8 @@ def test_the_variable_is_replaced_where_a_shell_replaces_it() -> None:
         "cd /src && /opt/bin/sh ./libtool",
         "cd /src && ./libtool",
         f"v=`echo a.c | {SED}`; gcc -c $v && mv -f a b",
+        f"IFS=`echo a.o | {SED}`; gcc -c $IFS && mv -f a b",
+        f"PATH=`echo a.o | {SED}`; gcc -c a.c && mv -f a b",
         f"v=`echo .o | {SED}`; gcc -c $v && mv -f a b",
         f"v=`echo -n.o | {SED}`; gcc -c $v && mv -f a b",
         f"v=`echo a.o b.o | {SED}`; gcc -c $v && mv -f a b",
