@@ -91,7 +91,7 @@ def without_shell(program: bytes, argv: Sequence[bytes], cwd: bytes, env: Sequen
     Looks for programs that hide the standard ones on PATH, for files where `test -f` stands, and at PWD if
     that is not `cwd`: a few system calls.
     """
-    program = program or argv[0]
+    program = program or (argv[0] if argv else b"")
     call = standard_call(argv, program)
     if call is None or not _MAY_BE.search(call.script):
         return None

@@ -31,7 +31,7 @@ def standard_name(program: bytes) -> bytes | None:
 
 def standard_call(argv: Sequence[bytes], program: bytes) -> ShellCall | None:
     """The parts of `sh -c SCRIPT`; None unless it is a standard shell, told nothing that changes what SCRIPT means."""
-    if standard_name(program) not in SHELLS or argv[0].startswith(b"-"):
+    if standard_name(program) not in SHELLS or not argv or argv[0].startswith(b"-"):
         return None
     call = shell_call(argv, program)
     if call is None or call.args or len(call.script) > MAX_TEXT:

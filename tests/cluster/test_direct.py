@@ -86,18 +86,17 @@ def test_no_shell_is_started(cluster: Farm, project: Path, makefile: str) -> Non
 
 
 @every_makefile
-def test_a_compiler_that_fails_says_and_leaves_the_same(cluster: Farm, project: Path, makefile: str) -> None:
-    plain, ours = both(cluster, project, makefile, "CC=gcc -DNAME=1 -Dint=error")
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("gcc -DNAME=1 -Dint=error", b"error"), ("./no-such-gcc", b"./no-such-gcc: not found")],
+    ids=["fails", "missing"],
+)
+def test_what_goes_wrong_says_and_leaves_the_same(
+    cluster: Farm, project: Path, makefile: str, compiler: str, said: bytes
+) -> None:
+    plain, ours = both(cluster, project, makefile, f"CC={compiler}")
     assert plain.returncode == ours.returncode == 2
-    assert b"error" in plain.stderr
-    assert ours.stderr.replace(b"termite-make", b"make").startswith(plain.stderr)
-
-
-@every_makefile
-def test_a_compiler_that_is_missing_is_told_by_the_shell(cluster: Farm, project: Path, makefile: str) -> None:
-    plain, ours = both(cluster, project, makefile, "CC=./no-such-gcc")
-    assert plain.returncode == ours.returncode == 2
-    assert b"./no-such-gcc: not found" in plain.stderr
+    assert said in plain.stderr
     assert ours.stderr.replace(b"termite-make", b"make").startswith(plain.stderr)
 
 
