@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,11 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
     for directory in (pristine, root):
         shutil.rmtree(directory)
     return result
+
+
+def ratio_by_round(times: Mapping[str, Sequence[float]], kind: str) -> float:
+    """Of this way to plain make: the median over all rounds, so that a machine that is slow for minutes counts less."""
+    return statistics.median(own / plain for own, plain in zip(times[kind], times["plain make"], strict=True))
 
 
 def _tell(name: str, times: Mapping[str, Sequence[float]]) -> None:

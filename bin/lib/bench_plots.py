@@ -6,11 +6,11 @@ The template (`bench_page.html`) only turns it into SVG.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench_dispatch import Dispatch, percentile
-from bench_overhead import FIRST_BUILDS, Overhead
+from bench_overhead import FIRST_BUILDS, Overhead, ratio_by_round
 from bench_scale import Scale
 
 WIDTH = 720
@@ -104,16 +104,18 @@ def lines(title: str, x_label: str, series: Sequence[Series]) -> Lines:
 # ---- one or two per part ---------------------------------------------------------------------------------------
 
 
+def _bar(label: str, times: Mapping[str, Sequence[float]], kind: str) -> tuple[str, float, str]:
+    seconds = statistics.median(times[kind])
+    return label, seconds, f"{seconds:.2f} s, {ratio_by_round(times, kind):.2f}"
+
+
 def overhead_plots(results: Sequence[Overhead]) -> list[Bars]:
     plots = []
     for r in results:
-        plain = statistics.median(r.times["plain make"])
-        medians = {kind: statistics.median(times) for kind, times in r.times.items()}
-        medians["termite-make with start-up"] = r.with_start_s
-        values = [(kind, s, f"{s:.2f} s, {s / plain:.2f}") for kind, s in medians.items()]
-        for kind in FIRST_BUILDS:
-            s, beside = (statistics.median(r.first[each]) for each in (kind, "plain make"))
-            values.append((f"termite-make, {kind}", s, f"{s:.2f} s, {s / beside:.2f}"))
+        values = [_bar(kind, r.times, kind) for kind in r.times]
+        ratio = r.with_start_s / statistics.median(r.times["plain make"])
+        values.append(("termite-make with start-up", r.with_start_s, f"{r.with_start_s:.2f} s, {ratio:.2f}"))
+        values += [_bar(f"termite-make, {kind}", r.first, kind) for kind in FIRST_BUILDS]
         plots.append(bars(f"{r.project}: seconds with -j2, and the ratio to plain make", values))
     return plots
 

@@ -13,7 +13,7 @@ from bench_dispatch import Dispatch, percentile
 from bench_floor import Floor
 from bench_growth import Growth
 from bench_memory import Memory
-from bench_overhead import FIRST_BUILDS, Overhead
+from bench_overhead import FIRST_BUILDS, Overhead, ratio_by_round
 from bench_refresh import Refresh
 from bench_scale import MASTER_CORES, WORKER_CORES, Scale
 from rich.console import Console
@@ -82,26 +82,26 @@ def overhead_table(results: Sequence[Overhead]) -> Table:
     table = Table(
         "builds with -j2 on one machine, medians",
         ["project", "build", "seconds", "ratio"],
-        note="termite-make with its refresh; first build: on an empty worker, its ratio to plain builds of the same "
-        "minutes; start-up: its own daemons, and their end",
+        note="ratio: the median of those to the plain build of the same round; termite-make with its refresh; "
+        "first build: on an empty worker; start-up: its own daemons, and their end",
     )
     for r in results:
-        plain = statistics.median(r.times["plain make"])
-        own = statistics.median(r.times["termite-make"])
-        others = {kind: statistics.median(times) for kind, times in r.times.items()}
-        for kind, median in others.items():
+        own = ratio_by_round(r.times, "termite-make")
+        for kind, times in r.times.items():
             reach = None
+            ratio = ratio_by_round(r.times, kind)
             if kind == "termite-make" and r.project in WARM:
-                reach = at_most(own / plain, WARM[r.project])
+                reach = at_most(own, WARM[r.project])
             elif kind not in ("plain make", "termite-make"):
-                reach = Reach("> termite-make", own < median)
-            table.add(r.project, kind, f"{median:.2f}", f"{median / plain:.2f}", reach=reach)
+                reach = Reach("> termite-make", own < ratio)
+            table.add(r.project, kind, f"{statistics.median(times):.2f}", f"{ratio:.2f}", reach=reach)
         for kind in FIRST_BUILDS:
-            median = statistics.median(r.first[kind])
-            ratio = median / statistics.median(r.first["plain make"])
+            ratio = ratio_by_round(r.first, kind)
             reach = at_most(ratio, FIRST[r.project]) if r.project in FIRST else None
-            table.add(r.project, f"termite-make, {kind}", f"{median:.2f}", f"{ratio:.2f}", reach=reach)
-        table.add(r.project, "termite-make with start-up", f"{r.with_start_s:.2f}", f"{r.with_start_s / plain:.2f}")
+            seconds = statistics.median(r.first[kind])
+            table.add(r.project, f"termite-make, {kind}", f"{seconds:.2f}", f"{ratio:.2f}", reach=reach)
+        ratio = r.with_start_s / statistics.median(r.times["plain make"])
+        table.add(r.project, "termite-make with start-up", f"{r.with_start_s:.2f}", f"{ratio:.2f}")
     return table
 
 
