@@ -61,8 +61,8 @@ SCALE = [
 
 
 FLOOR = [
-    Floor("plain", 2, [50.0, 52.0, 90.0], {"command": [45.0, 46.0, 47.0]}),
-    Floor("termite", 2, [60.0, 61.0, 62.0], {"wrapper": [0.5, 0.6, 0.7], "mkbox": [48.0, 49.0, 50.0]}),
+    Floor("plain", [50.0, 52.0, 90.0], {"command": [45.0, 46.0, 47.0]}),
+    Floor("termite", [60.0, 61.0, 62.0], {"wrapper": [0.5, 0.6, 0.7], "mkbox": [48.0, 49.0, 50.0]}),
 ]
 
 
@@ -223,6 +223,7 @@ def test_the_floor_shows_medians_by_way_and_process() -> None:
         ["plain", "wall", "52.0", ""],
         ["plain", "CPU, command", "46.00", ""],
         ["termite", "wall", "61.0", ""],
+        ["termite", "wall, longer than plain", "9.0", ""],
         ["termite", "CPU, wrapper", "0.60", ""],
         ["termite", "CPU, mkbox", "49.00", ""],
     ]

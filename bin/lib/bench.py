@@ -173,7 +173,7 @@ class Run:
         return PartOfPage("dispatch", [report.dispatch_table(results)], dispatch_plots(results))
 
     def _floor(self, work: Path) -> PartOfPage:
-        results = floor(work, max(10, self.sizes.commands // 20))
+        results = floor(work, max(3, self.sizes.commands // 40))
         self._note("floor", results)
         return PartOfPage("floor", [report.floor_table(results)])
 

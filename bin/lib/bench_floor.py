@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench_common import Costs, cpu_s, environment, farm, run, say, wrapped
+from bench_common import Costs, children_of, cpu_s, environment, farm, run, say, wait_until, wrapped
 from bench_dispatch import drive
 
 from termite.attr.fileattr import attr_of
@@ -30,7 +30,8 @@ SOURCE = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\nint f(ch
 COMPILE = "gcc -MT a.o -MD -MP -MF a.Tpo -O2 -c -o a.o a.c && mv -f a.Tpo a.Po"
 """As automake's makefiles have it: a shell, a compiler driver, a compiler, an assembler, and two files of result."""
 
-ROUNDS = 3
+COMMANDS = 10
+"""In a row, each way: a second or less, as this machine may be slower or faster by a third a minute later."""
 
 
 @dataclass
@@ -38,42 +39,43 @@ class Floor:
     """Milliseconds per command, a median or mean for each round; `cpu_ms` by process."""
 
     way: str  # "plain", "bare box", "termite"
-    commands: int
     wall_ms: list[float] = field(default_factory=list)
     cpu_ms: dict[str, list[float]] = field(default_factory=dict)
+
+    def beyond_ms(self, other: Floor) -> float:
+        """What this way takes longer than another: the median over all rounds."""
+        return statistics.median(own - theirs for own, theirs in zip(self.wall_ms, other.wall_ms, strict=True))
 
     def note(self, each_s: list[float], cpu: dict[str, float]) -> None:
         self.wall_ms.append(statistics.median(each_s) * 1e3)
         for process, spent in cpu.items():
-            self.cpu_ms.setdefault(process, []).append(spent * 1e3 / self.commands)
+            self.cpu_ms.setdefault(process, []).append(spent * 1e3 / len(each_s))
 
 
-def floor(work: Path, commands: int) -> list[Floor]:
-    """One command after the other, the three ways in turn."""
+def floor(work: Path, rounds: int) -> list[Floor]:
+    """One command after the other, a few of each of the three ways in turn."""
     root = work / "floor"
     root.mkdir()
     (root / "a.c").write_text(SOURCE)
     env = environment(TERMITE_SOCKET=str(root / ".termite-socket"))
-    plain, bare, ours = (Floor(way, commands) for way in ("plain", "bare box", "termite"))
+    plain, bare, ours = (Floor(way) for way in ("plain", "bare box", "termite"))
     command = ["sh", "-c", COMPILE]
     through = [*wrapped("sh")[:-1], *command]
     with farm(root, 2) as daemons:
         drive(through, root, env, 5, 1)
-        for _ in range(ROUNDS):
-            lives = drive(command, root, env, commands, 1)
+        for _ in range(rounds):
+            lives = drive(command, root, env, COMMANDS, 1)
             plain.note(lives.each_s, {"command": lives.cpu_s})
-            bare.note(*asyncio.run(_in_bare_boxes(root, command, env, commands)))
+            bare.note(*asyncio.run(_in_bare_boxes(root, command, env)))
             costs = Costs(daemons)
-            lives = drive(through, root, env, commands, 1)
+            lives = drive(through, root, env, COMMANDS, 1)
             ours.note(lives.each_s, {"wrapper": lives.cpu_s, **costs.so_far()})
             say("floor: " + ", ".join(f"{way.way} {way.wall_ms[-1]:.1f} ms" for way in (plain, bare, ours)))
     shutil.rmtree(root)
     return [plain, bare, ours]
 
 
-async def _in_bare_boxes(
-    root: Path, command: list[str], env: dict[str, str], count: int
-) -> tuple[list[float], dict[str, float]]:
+async def _in_bare_boxes(root: Path, command: list[str], env: dict[str, str]) -> tuple[list[float], dict[str, float]]:
     """(wall seconds of each, CPU seconds of mkbox with the command)."""
     box_dir, top_dir = root / "box", root.parent / "floor-top"
     for directory in (box_dir, top_dir):
@@ -82,7 +84,7 @@ async def _in_bare_boxes(
     tasks.chmod(0o755)
     run(["mount", "--bind", "/", str(top_dir)], root)  # without what is mounted below, as a mirror is one mount
     try:
-        return await _boxes_from(root, command, env, count, box_dir, tasks, top_dir)
+        return await _boxes_from(root, command, env, box_dir, tasks, top_dir)
     finally:
         run(["umount", str(top_dir)], root)
         for directory in (box_dir, tasks, top_dir):
@@ -90,7 +92,7 @@ async def _in_bare_boxes(
 
 
 async def _boxes_from(
-    root: Path, command: list[str], env: dict[str, str], count: int, box_dir: Path, tasks: Path, top_dir: Path
+    root: Path, command: list[str], env: dict[str, str], box_dir: Path, tasks: Path, top_dir: Path
 ) -> tuple[list[float], dict[str, float]]:
     mkbox = os.fsencode(program("termite-mkbox"))
     nobody = 65534
@@ -112,7 +114,7 @@ async def _boxes_from(
         *plan.task_argv(FIRST_EXTRA), b"--umask", b"22", b"-d", os.fsencode(root), b"--", *map(os.fsencode, command),
     ]  # fmt: skip
     before = cpu_s(server) + cpu_s(server, children=True)
-    for number in range(count):
+    for number in range(COMMANDS):
         task = tasks / str(number)
         for part in ("", "w", "u"):
             (task / part).mkdir()
@@ -120,6 +122,7 @@ async def _boxes_from(
         started = time.monotonic()
         await _one(boxes, argv, environ, task, template.fds)
         each.append(time.monotonic() - started)
+    wait_until("end of the boxes", lambda: not children_of(server))
     spent = cpu_s(server) + cpu_s(server, children=True) - before
     await boxes.close()
     os.close(plan.net_fd)
