@@ -72,7 +72,7 @@ static int64_t nanoseconds(struct timespec when)
 }
 
 /* Whoever waits for this processor gets it once in a millisecond: the master's event loop would otherwise wait for
-   the scheduler's tick. */
+   the scheduler's tick.  The look takes 7 % longer for it. */
 static void pause_now_and_then(void)
 {
     static _Thread_local int64_t since_ns;

@@ -1,6 +1,6 @@
 """Finds what happened on the disk behind the master's back, among all that mirrors were told.
 
-A thread finds out which names may have changed (`attr/fingerprint.py`).  It only points at them: the event loop looks
+Threads find out which names may have changed (`attr/fingerprint.py`).  They only point at them: the event loop looks
 at each of these itself at the moment of comparing, in short steps.  So nothing is ever told that is older than what a
 listing or a replayed result has told meanwhile.
 
