@@ -128,6 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             await conn._loop.create_connection(lambda: conn, sock=sock)
         except BaseException:
+            conn._end("given up while it was made")  # it may have begun already: uvloop tells it nothing more
             sock.close()
             raise
         return conn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from termite.wire.messages import (
     Want,
 )
 from termite.wire.rpc import Connection, Limits, Reply
+from tests.wire.conftest import sessions, tcp_pair
 from tests.wire.handlers import MIB, echo, is_closed, never
 
 # -- life and death -------------------------------------------------------------------------------
@@ -41,6 +43,22 @@ def test_calls_in_flight_and_later_ones_raise_the_reason_when_the_connection_end
             assert not ours.is_open()
             assert theirs.close_reason == "going home"
             assert "ended: closed by the other side: going home" in repr(ours)
+
+    run(body())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_that_is_given_up_while_it_is_made_does_nothing_more(run: Any, turns: int) -> None:
+    async def body() -> None:
+        ours, theirs = tcp_pair()
+        with ours, theirs:
+            making = asyncio.create_task(Connection.from_socket(ours, sessions()[0]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            making.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                (await making).abort("made in time")
+            await asyncio.sleep(0.05)  # whatever is still due complains now
 
     run(body())
 
