@@ -1,6 +1,6 @@
-"""Making directories, deleting trees, moving and touching files inside one root, never through a symlink.
+"""Making directories, deleting trees, moving, touching and writing files inside one root, never through a symlink.
 
-What `mkdir`, `rm`, `mv` and `touch` do in the cases where they succeed; in every other case `NotSimple` is raised
+What `mkdir`, `rm`, `mv`, `touch` and `>` do in the cases where they succeed; in every other case `NotSimple` is raised
 before anything has changed, so that the real command can still be run and say what is wrong.  Every
 step is taken relative to an open directory that was reached without following a symlink.  Blocking.
 """
@@ -27,6 +27,7 @@ MAX_DIRECTORIES = 200
 """Directories that the operands of one `rm` may lie in; each is kept open."""
 
 _OPEN_FILE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_ACL = "system.posix_acl_default"
 
@@ -49,6 +50,7 @@ class Outcome:
     """What was done.  `changed`: paths relative to the exported root, with the directories they lie in."""
 
     status: int = 0  # exit status
+    stdout: bytes = b""
     stderr: bytes = b""
     changed: dict[bytes, None] = field(default_factory=dict)  # in order, each once
     arrived: list[bytes] = field(default_factory=list)  # of these, files that were elsewhere before
@@ -299,6 +301,52 @@ class ConfinedRoot:
         outcome.note(target)
         return outcome
 
+    # -- small files -----------------------------------------------------------------------------------
+
+    def read(self, path: bytes, limit: int) -> bytes | None:
+        """The contents of a regular file of at most `limit` bytes; None if there is none."""
+        try:
+            with self._place(path) as (directory, name):
+                if self._lone_file(directory, name) is None:
+                    return None
+                fd = os.open(name, _READ_FILE, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise NotSimple(str(error)) from None
+        try:
+            data = os.read(fd, limit + 1)
+        finally:
+            os.close(fd)
+        if len(data) > limit:
+            raise NotSimple("too long")
+        return data
+
+    def overwrite(self, directory: bytes, names: Collection[bytes], data: bytes, *, umask: int) -> tuple[Outcome, int]:
+        """`printf DATA > NAME` for files of one directory, and how many entries that has then.
+
+        A file that cannot be written is left as it is if all that was looked at before said it could.
+        """
+        outcome = Outcome()
+        try:
+            with self.directory(directory) as fd:
+                missing = {name for name in names if self._lone_file(fd, name) is None}
+                if missing:
+                    _check_may_delete(fd)  # or add
+                    _check_no_default_acl(fd)
+                for name in names:
+                    if name not in missing and not os.access(name, os.W_OK, dir_fd=fd, effective_ids=True):
+                        raise NotSimple("write-protected")
+                for name in names:
+                    outcome.note(paths.join(directory, name))
+                    with suppress(OSError):
+                        if name in missing:
+                            _make_empty(fd, name, 0o666 & ~umask)
+                        _write(fd, name, data)
+                return outcome, len(os.listdir(fd))
+        except OSError as error:
+            raise NotSimple(str(error)) from None
+
     @contextmanager
     def _place(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """(the open directory that holds it, its name in there)."""
@@ -349,6 +397,14 @@ def _make_empty(directory: int, name: bytes, mode: int) -> None:
         if os.fstat(fd).st_mode & 0o777 != mode:  # our own umask took something away
             os.fchmod(fd, mode)
     os.close(fd)
+
+
+def _write(directory: int, name: bytes, data: bytes) -> None:
+    fd = os.open(name, _OPEN_FILE | os.O_TRUNC, dir_fd=directory)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
 
 
 def _renew(directory: int, name: bytes) -> None:

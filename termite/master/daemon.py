@@ -29,6 +29,7 @@ from termite.master.local import SOCKET_NAME, Caller, Kind, LocalRequest, LocalS
 from termite.master.localruns import LocalRuns
 from termite.master.overview import Overview
 from termite.master.pool import Pool
+from termite.master.progress import ProgressLines
 from termite.master.reading import readings_end
 from termite.master.recollection import Recollection
 from termite.master.refresh import Refresh
@@ -112,6 +113,7 @@ class Master:
         self._protected = frozenset([SOCKET_NAME, os.path.basename(options.socket)])
         self.replayer = Replayer(paths.absolute(root), protected=self._protected)
         self.results = Results(self.replayer, self.export)
+        self.progress_lines = ProgressLines()
         self.local_runs = LocalRuns(os.cpu_count() or 1)
         self.rules = RulesFile(os.path.join(options.root, RULES_NAME))
         self._server = LocalServer(options.socket, self.serve)
@@ -196,6 +198,7 @@ class Master:
         await self._server.last_words()
         await self._server.stop()
         await self.upkeep.close()
+        await self.progress_lines.close()
         self.local_runs.close()
 
     async def _keep_house(self) -> None:
@@ -261,8 +264,9 @@ class Master:
         await self._run_remotely(task)
 
     def _answer_at_once(self, request: LocalRequest, task: Task) -> bool:
-        """Does mkdir, mv, echo and the like itself; False if the command is no such thing."""
-        shortcut = find_shortcut(request.program, request.argv, request.cwd, request.umask, request.env)
+        """Does mkdir, mv, echo, progress lines of cmake and the like itself; False if the command is no such thing."""
+        command = request.program, request.argv, request.cwd, request.umask, request.env
+        shortcut = find_shortcut(*command) or self.progress_lines.find(*command)
         if shortcut is None or self.results.replays_aside:
             return False
         self.local_runs.notice_ends()

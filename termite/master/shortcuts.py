@@ -3,7 +3,7 @@
 `find_shortcut` reads a command line and decides, without looking at the disk, whether it is one whose
 whole effect is known; `Shortcut.perform` does it.  Both say None whenever the real command might do
 anything else, print anything else, or fail: the caller then runs it as any other command, and nothing
-has been changed by then.
+has been changed by then.  What cmake says of its progress is answered by `progress.py`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ class Call:
 
     operator: bytes  # b"&&", b"||" or b";" before it; b"" for the first
     perform: Callable[[ConfinedRoot], Outcome]
-    stdout: bytes = b""
     reads: bool = False  # looks at the disk
     changes: bool = False  # changes the disk
 
@@ -109,7 +108,7 @@ class Shortcut:
                 continue
             outcome = call.perform(root)
             status = outcome.status
-            stdout += call.stdout
+            stdout += outcome.stdout
             stderr += outcome.stderr
             changed |= outcome.changed
             arrived += outcome.arrived
@@ -186,7 +185,7 @@ class _Reader:
                 return Call(operator, lambda _: Outcome(status))
             case b"echo":
                 text = echoed(args)
-                return None if text is None else Call(operator, lambda _: Outcome(), stdout=text)
+                return None if text is None else Call(operator, lambda _: Outcome(stdout=text))
             case b"test":
                 return self._test(operator, args)
             case b"[":

@@ -116,6 +116,39 @@ def test_a_project_in_an_odd_path_builds(farm: Farm, name: bytes) -> None:
 
 
 @pytest.mark.timeout(BUILD_LIMIT_S)
+def test_makefiles_of_cmake_print_the_same_lines_and_build_the_same_bytes(farm: Farm) -> None:
+    root, build = farm.dir / "steps", farm.dir / "steps" / "build"
+    root.mkdir()
+    for number in range(20):
+        (root / f"f{number}.c").write_text(f"int f{number}(void) {{ return {number}; }}\n")
+    (root / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(t C)\nfile(GLOB sources f*.c)\n"
+        "add_library(l STATIC ${sources})\n"
+    )
+
+    def built(make: str) -> str:
+        run(farm, root, "cmake", "-G", "Unix Makefiles", "-S", str(root), "-B", str(build))
+        said = run(farm, root, make, "-j1", "-C", str(build))
+        return "".join(line for line in said.splitlines(True) if line.startswith(("[", "Scan", "Consol")))
+
+    skip = (b"CMakeOutput.log", b"CMakeConfigureLog.yaml")  # with names of temporary directories
+    said = built("make")
+    assert said.count("%]") == 22
+    plain = tree(build, skip)
+    shutil.rmtree(build)
+    master = farm.master(root, "-fallback=fail", "-debug")
+    try:
+        assert built("termite-make") == said
+        assert tree(build, skip) == plain
+        answered = [line for line in master.log().splitlines() if "answered here" in line and "echo_color" in line]
+        assert 10 < len(answered) <= 22
+        assert built("termite-make") == built("make")  # nothing to do
+    finally:
+        master.stop()
+        farm.programs.remove(master)
+
+
+@pytest.mark.timeout(BUILD_LIMIT_S)
 def test_a_cmake_and_ninja_project_builds_to_the_same_bytes(farm: Farm) -> None:
     root = farm.dir / "cxx"
     root.mkdir()
