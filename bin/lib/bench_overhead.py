@@ -1,4 +1,8 @@
-"""Whole builds on one machine: plain make, termite, distcc and icecc in turn, in one directory from the same state."""
+"""Whole builds on one machine: plain make, termite, distcc and icecc, each in a tree of its own from the same state.
+
+All build at the same time, in turns (`bench_turns.py`), so that a machine that is faster now and slower then is so
+for all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import contextlib
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from bench_common import Skipped, Wrap, environment, farm, here, say, timed
+from bench_common import Skipped, Wrap, environment, farm, here, say
 from bench_hosts import Namespace
-from bench_peers import Peer, Place, distcc, icecc, install
+from bench_peers import Place, distcc, icecc, install
+from bench_turns import Build, Lane, take_turns
 from projects import CPP_PROJECTS, PROJECTS, Project, copy_tree, reset, unpack
 
 JOBS = 2
@@ -20,8 +26,13 @@ ALL_PROJECTS = {**PROJECTS, **CPP_PROJECTS}
 FIRST_BUILDS = {"first build": (), "first build, all sent": ("-own-files=false",)}
 """Its flags, on a worker that has seen nothing: it has large files itself, as equal machines do, or nothing at all."""
 MOST_FIRST = 3
+PEERS = {"distcc": distcc, "icecc": icecc, "icecc, ICECC_REMOTE_CPP=0": icecc}
+"""By the name of the setting that is measured."""
 SETTLE_S = 20.0
-"""A worker that has had nothing to do for 15 s puts results on its disk: not while another way builds."""
+"""A worker that has had nothing to do for 15 s puts results on its disk: not while it builds again."""
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -34,57 +45,118 @@ class Overhead:
     with_start_s: float = 0.0  # termite-make that starts its own coordinator, worker and master, and ends them
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Way:
-    """One way to build: the program in place of make, and what it runs in."""
+    """One way to build, in its own tree and lane."""
 
-    make: str
-    env: Mapping[str, str]
+    project: Project
+    root: Path
+    pristine: Path
+    lane: Lane | None
+    make: str = "make"
+    env: Mapping[str, str] = field(default_factory=environment)
     wrap: Wrap = here
 
-    def build(self, root: Path, project: Project) -> float:
-        return timed(self.wrap([self.make, f"-j{JOBS}", *project.make]), root, self.env)[0]
+    def build(self) -> Build:
+        return Build(self.wrap([self.make, f"-j{JOBS}", *self.project.make]), self.root, self.env, self.lane)
+
+    def wake(self) -> None:
+        if self.lane is not None:
+            self.lane.thaw()
+
+    @contextlib.contextmanager
+    def with_daemons(self, daemons: contextlib.AbstractContextManager[T]) -> Iterator[T]:
+        """They run, and stand still, with the builds of this way."""
+        with contextlib.ExitStack() as stack:
+            with self.lane.entered() if self.lane is not None else contextlib.nullcontext():
+                started = stack.enter_context(daemons)
+            stack.callback(self.wake)  # so that they can be told to end
+            yield started
 
 
 def overhead(name: str, work: Path, rounds: int) -> Overhead:
     """One project; the peers that work here are part of it."""
     project = ALL_PROJECTS[name]
-    root, pristine = work / name, work / f"{name}-pristine"
     install(*project.needs)
-    say(f"{name}: unpacking and configuring")
-    unpack(project, root)  # where it is built: configure notes the path
-    copy_tree(root, pristine)
     result = Overhead(name)
-    plain, termite = _Way("make", environment()), _Way("termite-make", environment())
-    plain.build(root, project)  # warms the page cache
     with contextlib.ExitStack() as stack:
-        ways = {"plain make": plain, "termite-make": termite}
-        for peer in _peers(work, stack):
-            ways.update({setting: _Way("make", env, peer.wrap) for setting, env in peer.settings.items()})
+        ways = [_way(project, work / str(number), stack) for number in range(2 + len(PEERS))]
+        plain, termite, *others = ways
         for _ in range(min(rounds, MOST_FIRST)):
-            reset(root, pristine)
-            result.first.setdefault("plain make", []).append(plain.build(root, project))
-            for kind, flags in FIRST_BUILDS.items():
-                reset(root, pristine)
-                with farm(root, JOBS, *flags):
-                    result.first.setdefault(kind, []).append(termite.build(root, project))
-            _tell(name, result.first)
-        reset(root, pristine)
-        with farm(root, JOBS):
-            termite.build(root, project)
+            _first_builds(ways, result)
+        measured = {"plain make": plain, "termite-make": termite}
+        with contextlib.ExitStack() as daemons:
+            termite.make = "termite-make"
+            daemons.enter_context(termite.with_daemons(farm(termite.root, JOBS)))
+            for kind, way in zip(PEERS, others, strict=True):
+                if _join(way, kind, daemons):
+                    measured[kind] = way
+            _round({"termite-make": termite})
             for number in range(rounds):
-                for kind in _turned(list(ways), number):
-                    reset(root, pristine)
-                    took = ways[kind].build(root, project)
+                if number and result.times["termite-make"][-1] > SETTLE_S / 2:
+                    termite.wake()
+                    time.sleep(SETTLE_S)
+                for kind, took in _round(measured, number).items():
                     result.times.setdefault(kind, []).append(took)
-                    if kind == "termite-make" and took > SETTLE_S / 2:
-                        time.sleep(SETTLE_S)
                 _tell(name, result.times)
-    reset(root, pristine)
-    result.with_start_s = termite.build(root, project)
-    for directory in (pristine, root):
-        shutil.rmtree(directory)
+        result.with_start_s = _round({"with start-up": termite})["with start-up"]
     return result
+
+
+def _way(project: Project, directory: Path, stack: contextlib.ExitStack) -> _Way:
+    """Unpacked and configured where it is built, for configure notes the path; plain make until told otherwise."""
+    say(f"{project.package}: unpacking and configuring, {directory.name}")
+    lane = None
+    try:
+        lane = Lane(directory.name)
+        stack.callback(lane.close)
+    except Skipped as reason:
+        say(f"overhead: one build after the other: {reason}")
+    directory.mkdir()
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    way = _Way(project, directory / "tree", directory / "pristine", lane)
+    unpack(project, way.root)
+    copy_tree(way.root, way.pristine)
+    return way
+
+
+def _first_builds(ways: Sequence[_Way], result: Overhead) -> None:
+    """Each on a worker of its own that has seen nothing, beside a plain build."""
+    plain, *others = ways
+    building = {"plain make": plain}
+    with contextlib.ExitStack() as farms:
+        for (kind, flags), way in zip(FIRST_BUILDS.items(), others, strict=False):
+            farms.enter_context(way.with_daemons(farm(way.root, JOBS, *flags)))
+            building[kind] = replace(way, make="termite-make")
+        for kind, took in _round(building).items():
+            result.first.setdefault(kind, []).append(took)
+    _tell(result.project, result.first)
+
+
+def _join(way: _Way, kind: str, stack: contextlib.ExitStack) -> bool:
+    """Has it build with a peer: one server, alone with loopback in a network namespace; False if that does not work."""
+    try:
+        namespace = stack.enter_context(contextlib.closing(Namespace()))
+        places = [Place("127.0.0.1", namespace.wrap, name) for name in ("client", "server")]
+        start = PEERS[kind]
+        peer = stack.enter_context(way.with_daemons(start(way.root.parent, places[0], places[1:], JOBS, JOBS)))
+    except Skipped as reason:
+        say(f"overhead: without {kind}: {reason}")
+        return False
+    way.env, way.wrap = peer.settings[kind], peer.wrap
+    return True
+
+
+def _round(ways: Mapping[str, _Way], number: int = 0) -> dict[str, float]:
+    """Wall seconds of one build of each, in another order each time, so that none is always after the same."""
+    for way in ways.values():
+        way.wake()  # a master may serve the tree
+        reset(way.root, way.pristine)
+    kinds = list(ways) if number % 2 == 0 else list(ways)[::-1]
+    for kind in kinds:
+        if (lane := ways[kind].lane) is not None:
+            lane.freeze()
+    return take_turns({kind: ways[kind].build() for kind in kinds})
 
 
 def ratio_by_round(times: Mapping[str, Sequence[float]], kind: str) -> float:
@@ -94,21 +166,3 @@ def ratio_by_round(times: Mapping[str, Sequence[float]], kind: str) -> float:
 
 def _tell(name: str, times: Mapping[str, Sequence[float]]) -> None:
     say(f"{name}: " + ", ".join(f"{kind} {each[-1]:.2f} s" for kind, each in times.items()))
-
-
-def _turned(kinds: Sequence[str], number: int) -> Sequence[str]:
-    """Another order in each round, so that none is always after the same."""
-    return kinds if number % 2 == 0 else kinds[::-1]
-
-
-def _peers(work: Path, stack: contextlib.ExitStack) -> list[Peer]:
-    """distcc and icecc with one server each, alone with loopback in a network namespace."""
-    peers = []
-    for start in (distcc, icecc):
-        try:
-            namespace = stack.enter_context(contextlib.closing(Namespace()))
-            places = [Place("127.0.0.1", namespace.wrap, name) for name in ("client", "server")]
-            peers.append(stack.enter_context(start(work, places[0], places[1:], JOBS, JOBS)))
-        except Skipped as reason:
-            say(f"overhead: without {start.__name__}: {reason}")
-    return peers
