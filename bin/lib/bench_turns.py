@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,12 +120,10 @@ class _Running:
                 lane.freeze()
             return
         started = time.monotonic()
-        if self._process is None:
-            if lane is not None:
-                lane.thaw()
-            self._start()
-        elif lane is not None:
+        if lane is not None:
             lane.thaw()
+        if self._process is None:
+            self._start()
         left = LIMIT_S - self.spent_s
         self.ended = bool(select.select([self._pidfd], [], [], min(seconds, left) if lane is not None else left)[0])
         self.spent_s += time.monotonic() - started
@@ -158,8 +156,11 @@ class _Running:
         if self._process is not None and self._process.poll() is None:
             if self.build.lane is not None:
                 self.build.lane.thaw()
-            os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(10)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                os.killpg(self._process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(5)
+                    break
         if self._pidfd >= 0:
             os.close(self._pidfd)
         self._output.close()

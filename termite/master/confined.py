@@ -327,6 +327,8 @@ class ConfinedRoot:
 
         A file that cannot be written is left as it is if all that was looked at before said it could.
         """
+        if umask & 0o200:
+            raise NotSimple("a file that could not be opened again")
         outcome = Outcome()
         try:
             with self.directory(directory) as fd:

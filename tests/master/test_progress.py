@@ -149,6 +149,14 @@ def test_where_files_are_not_as_usual_nothing_is_changed(disturb: str, root: Pat
     assert snapshot(root) == before
 
 
+def test_files_that_even_their_owner_may_not_write_are_made_by_cmake(root: Path) -> None:
+    before = snapshot(root)
+    _, found = find(root, command(root, "--progress-dir=DIR --progress-num=5 x"), PLAIN, umask=0o222)
+    assert found is not None
+    assert found.perform(os.fsencode(root)) is None
+    assert snapshot(root) == before
+
+
 def test_a_build_directory_outside_the_project_is_left_to_cmake(root: Path) -> None:
     _, found = find(root, command(root, "--progress-dir=DIR --progress-num=5 x"), PLAIN)
     assert found is not None
