@@ -59,7 +59,7 @@ class Sizes:
 FULL = Sizes(
     tuple(ALL_PROJECTS), 3, 2000, (1, 2, 4, 8, 16), (8,), 8, 100_000, 10_000, (1_000, 10_000, 100_000)
 )  # fmt: skip
-QUICK = Sizes(("lua",), 1, 100, (4,), (4,), 2, 10_000, 500, (1_000, 10_000))
+QUICK = Sizes(("lua",), 1, 100, (4,), (2,), 2, 10_000, 300, (1_000, 10_000))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
