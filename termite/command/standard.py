@@ -21,6 +21,10 @@ _HARMLESS_FLAGS = frozenset("ceu")
 _HARMLESS_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
 _CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
 _ECHO_FLAGS = re.compile(rb"-[neE]*")
+_DIRNAME = re.compile(
+    rb"""(?<=[ \t])(?P<quote>"?)(?:\$\((?=d)|(?P<tick>`))dirname (?!-|//)(?P<path>[A-Za-z0-9_@%+:,./-]+)"""
+    rb"""(?(tick)`|\))(?P=quote)(?=[ \t;]|\Z)"""
+)
 
 
 def standard_name(program: bytes) -> bytes | None:
@@ -65,6 +69,23 @@ def shadows(names: Collection[bytes], before: Sequence[bytes]) -> tuple[bytes, .
 def is_shadowed(paths: Sequence[bytes]) -> bool:
     """Looks at the disk: a system call for each."""
     return any(os.access(path, os.X_OK) for path in paths)
+
+
+def with_dirnames(script: bytes) -> tuple[bytes, bool]:
+    """The script with every `$(dirname PATH)` that is a word of its own replaced by what it prints; whether it had any.
+
+    As it was where quotes or comments leave doubt.
+    """
+    if b"dirname " not in script or any(mark in script for mark in (b"'", b"\\", b"#")):
+        return script, False
+    replaced, count = _DIRNAME.subn(lambda found: _dirname(found["path"]), script)
+    return (replaced, True) if count and b'"' not in replaced else (script, False)
+
+
+def _dirname(path: bytes) -> bytes:
+    """What `dirname` prints for a path that does not begin with two slashes."""
+    directory = path.rstrip(b"/").rpartition(b"/")[0].rstrip(b"/")
+    return directory or (b"/" if path.startswith(b"/") else b".")
 
 
 def echoed(args: Sequence[bytes]) -> bytes | None:

@@ -51,7 +51,7 @@ from termite.wire.messages import (
     WantStdin,
     WorkerInfo,
 )
-from termite.wire.rpc import Connection, FileBody, Reply, Result
+from termite.wire.rpc import Connection, FileBody, Reply, Result, Sink
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class MirrorLink:
             raise PeerLost(f"worker {self.name} is not connected")
         await self._conn.call(Prefetch(wanted), timeout_s=None)
 
-    async def fetch(self, digest: bytes, path: bytes, sink: Callable[[bytes], None]) -> None:
+    async def fetch(self, digest: bytes, path: bytes, sink: Sink) -> None:
         """Contents that a task left on the worker, streamed into `sink`."""
         if self._conn is None:
             raise PeerLost(f"worker {self.name} is not connected")

@@ -1,5 +1,7 @@
 """Commands the master answers without a worker: mkdir, rm, mv, touch, echo, test, true, false.
 
+Also with `$(dirname PATH)` among their words, as makefiles have it that make directories for their objects.
+
 `find_shortcut` reads a command line and decides, without looking at the disk, whether it is one whose
 whole effect is known; `Shortcut.perform` does it.  Both say None whenever the real command might do
 anything else, print anything else, or fail: the caller then runs it as any other command, and nothing
@@ -26,6 +28,7 @@ from termite.command.standard import (
     shadows,
     standard_call,
     standard_name,
+    with_dirnames,
 )
 from termite.master.confined import PROTECTED, ConfinedRoot, NotSimple, Outcome, Removal
 
@@ -138,8 +141,9 @@ def find_shortcut(
         found = _script(argv, program)
         if found is None:
             return None
-        commands, stops_at_failure = found
+        commands, stops_at_failure, dirnames = found
         names |= {words[0] for _, words in commands if words[0] not in _BUILTINS}
+        names |= {b"dirname"} if dirnames else set()
     elif name not in _COMMANDS:
         return None
     before = searched_before_standard(env)
@@ -156,15 +160,16 @@ def find_shortcut(
     return Shortcut(tuple(calls), here, stops_at_failure, shadows(names, before))
 
 
-def _script(argv: Sequence[bytes], program: bytes) -> tuple[list[tuple[bytes, list[bytes]]], bool] | None:
-    """The commands of `sh -c SCRIPT` and whether -e is on; None unless shells agree about all of it."""
+def _script(argv: Sequence[bytes], program: bytes) -> tuple[list[tuple[bytes, list[bytes]]], bool, bool] | None:
+    """The commands of `sh -c SCRIPT`, is -e on, does it start `dirname`; None unless shells agree about all of it."""
     call = standard_call(argv, program)
     if call is None or not _FIRST_WORD.match(call.script):
         return None
-    commands = split_list(call.script)
+    script, dirnames = with_dirnames(call.script)
+    commands = split_list(script)
     if not commands:
         return None
-    return commands, "e" in call.flags or b"errexit" in call.options
+    return commands, "e" in call.flags or b"errexit" in call.options, dirnames
 
 
 class _Reader:

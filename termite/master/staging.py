@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 
 from termite import paths
-from termite.errors import ReplayError
+from termite.errors import ReplayError, StoreError
 from termite.store.local import pieces, write_sparse
 
 TEMP_PREFIX = b".termite-tmp-"
@@ -113,7 +113,10 @@ def _same_time(dir_fd: int) -> Iterator[None]:
 
 
 class Staged:
-    """Contents that come in pieces; blocks of zeros become holes.  `finish` checks length and hash."""
+    """Contents that come in pieces; blocks of zeros become holes.
+
+    `finish` checks length and hash: StoreError if they are not what was announced.
+    """
 
     def __init__(self, file: Unfinished, size: int, hash: bytes) -> None:
         self.file = file
@@ -126,7 +129,7 @@ class Staged:
 
     def write(self, piece: bytes | memoryview) -> None:
         if self.written + len(piece) > self.size:
-            raise ReplayError(f"a result is longer than the {self.size} bytes announced; its worker is broken")
+            raise StoreError(f"a result is longer than the {self.size} bytes announced")
         try:
             write_sparse(self.file.fd, piece, self.written)
         except OSError as error:
@@ -137,7 +140,7 @@ class Staged:
     def finish(self) -> None:
         """To be called once, after the last piece."""
         if self.written != self.size or self._sha.digest() != self.hash:
-            raise ReplayError(f"a result arrived damaged ({self.written} of {self.size} bytes); its worker is broken")
+            raise StoreError(f"a result arrived damaged ({self.written} of {self.size} bytes)")
         os.ftruncate(self.file.fd, self.size)
         self.complete = True
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from termite.errors import WireError
 
-MAGIC = b"TERMITE\x01"
+MAGIC = b"TERMITE\x02"
 """The last byte is the version of handshake and framing; the messages have their own."""
 
 NONCE_BYTES = 32

@@ -18,7 +18,10 @@ from termite.wire.framing import MAX_PAYLOAD
 
 @dataclass(frozen=True, slots=True)
 class FileBody:
-    """Part of an open file, sent straight from it.  Whoever takes this owns `fd` and closes it."""
+    """Part of an open file, sent straight from it to somebody who knows its hash.
+
+    Whoever takes this owns `fd` and closes it.
+    """
 
     fd: int
     offset: int

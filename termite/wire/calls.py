@@ -24,7 +24,9 @@ from termite.wire.kinds import (
 from termite.wire.messages import Failure, Message
 from termite.wire.outbox import Outbox
 
-Sink = Callable[[bytes], None]
+Sink = Callable[[memoryview], None]
+"""Takes a piece of a body, which it must not keep; until the whole has the right hash, none may be trusted."""
+
 OnReply = Callable[[Message, bytes], None]
 
 
@@ -120,7 +122,7 @@ class Calls:
         if call.sink is None:
             return self._gather(call, payload)
         try:
-            call.sink(bytes(payload))
+            call.sink(payload)
         except Exception as exc:
             self._give_up(call, exc)
         return self._calls.get(stream)
@@ -129,6 +131,19 @@ class Calls:
         call = self.on_reply_piece(stream, payload)
         if call is not None:
             self._settle(call, cast(Message, call.reply))
+
+    def on_contents_piece(self, stream: int, payload: memoryview) -> Call | None:
+        self._expect_sink(stream)
+        return self.on_reply_piece(stream, payload)
+
+    def on_contents_last(self, stream: int, payload: memoryview) -> None:
+        self._expect_sink(stream)
+        self.on_reply_last(stream, payload)
+
+    def _expect_sink(self, stream: int) -> None:
+        call = self._calls.get(stream)
+        if call is not None and call.sink is None:
+            raise WireError(f"contents without a MAC in the reply to {call.what}")
 
     def _gather(self, call: Call, payload: memoryview) -> Call | None:
         self._held += len(payload)

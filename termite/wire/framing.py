@@ -3,8 +3,10 @@
     u32 length of the payload | u8 kind | u32 stream | payload | 16 bytes MAC        (little-endian)
 
 The MAC is HMAC-SHA256, truncated, over the frame's number in its direction (u64, never sent), the
-header and the payload.  Anything amiss is a `WireError`, after which the connection is worth
-nothing.  No I/O: `Session` holds keys and numbers, `Framer` the bytes received so far.  One user at
+header and the payload.  A kind with the bit `BARE` leaves the payload to its receiver, who knows from
+elsewhere what it has to be: contents of files, of which an authenticated message told the hash, would
+else be hashed twice on either side.  Anything amiss is a `WireError`, after which the connection is
+worth nothing.  No I/O: `Session` holds keys and numbers, `Framer` the bytes received so far.  One user at
 a time, no locks.  What kinds and streams mean is `wire/rpc.py`'s business.
 """
 
@@ -16,6 +18,9 @@ import struct
 from collections.abc import Iterator
 
 from termite.errors import WireError
+
+BARE = 0x80
+"""Of a frame's kind: its payload is not under the MAC."""
 
 MAX_PAYLOAD = 256 * 1024
 HEAD_BYTES = 9
@@ -75,12 +80,12 @@ class Session:
             raise WireError(f"a frame of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}")
         numbered = _NUMBERED.pack(self._sent, len(payload), kind, stream)
         self._sent += 1
-        return numbered[_NUMBER_BYTES:], payload, self._send_mac(numbered, payload)
+        return numbered[_NUMBER_BYTES:], payload, self._send_mac(numbered, b"" if kind & BARE else payload)
 
     def check(self, kind: int, stream: int, payload: memoryview, mac: memoryview) -> None:
-        """Accept a frame as the next one received; WireError if it is anything else."""
+        """Accept a frame as the next one received, less the payload of a bare one; WireError if it is anything else."""
         numbered = _NUMBERED.pack(self._received, len(payload), kind, stream)
-        if not hmac.compare_digest(self._receive_mac(numbered, payload), mac):
+        if not hmac.compare_digest(self._receive_mac(numbered, b"" if kind & BARE else payload), mac):
             raise WireError(f"frame {self._received} was changed, lost, repeated or reordered on the way")
         self._received += 1
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from termite.wire.bodies import Body
+from termite.wire.framing import BARE
 from termite.wire.messages import Message
 
 # Kinds of frames.  A stream is a number the caller chose for its call; both directions use it.
@@ -26,6 +27,8 @@ FORGET: Final = 11  # the caller does not care any more
 PING: Final = 12
 PONG: Final = 13
 GOODBYE: Final = 14  # the reason, as text
+CONTENTS_PIECE: Final = 15 | BARE  # as REPLY_PIECE; whoever asked compares the whole with its hash
+CONTENTS_LAST: Final = 16 | BARE
 
 INLINE_BYTES = 64 * 1024
 """A body up to this length goes out together with its message; a longer one waits its turn."""

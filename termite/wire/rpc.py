@@ -33,6 +33,8 @@ from termite.wire.calls import Calls, OnReply, Sink
 from termite.wire.codec import MAX_MESSAGE_BYTES, decode
 from termite.wire.framing import Framer, Session
 from termite.wire.kinds import (
+    CONTENTS_LAST,
+    CONTENTS_PIECE,
     DEFAULT_LIMITS,
     FORGET,
     GOODBYE,
@@ -58,7 +60,7 @@ from termite.wire.outbox import Outbox
 from termite.wire.pulse import Pulse
 from termite.wire.serving import Serving
 
-__all__ = ["INLINE_BYTES", "Body", "Connection", "FileBody", "Handler", "Limits", "Reply", "Result", "refuse"]
+__all__ = ["INLINE_BYTES", "Body", "Connection", "FileBody", "Handler", "Limits", "Reply", "Result", "Sink", "refuse"]
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +168,11 @@ class Connection(asyncio.BufferedProtocol):
 
         `timeout_s` bounds the wait for the reply, and then for each further piece of its body; None
         leaves it to the heartbeat.  `sink` gets the reply's body piece by piece as it arrives, and the
-        returned body is empty; without it the body is gathered.  `on_reply` is called with a reply
-        that is not a failure, in the order of arrival and before any later frame of this connection
-        is processed: what it notes down is older than whatever the peer sent afterwards.  An
-        exception of either fails this call only.  The request is sent before `call` first waits.
+        returned body is empty; without it the body is gathered.  A `FileBody` comes without a MAC, and to a
+        sink only: its owner has to compare the whole with a hash before it is used for anything.
+        `on_reply` is called with a reply that is not a failure, in the order of arrival and before any
+        later frame of this connection is processed: what it notes down is older than whatever the peer
+        sent afterwards.  An exception of either fails this call only.  The request is sent before `call` first waits.
         """
         if self.close_reason:
             raise self._lost()
@@ -265,6 +268,8 @@ class Connection(asyncio.BufferedProtocol):
         REQUEST_LAST: lambda self, stream, payload: self._serving.on_request_last(stream, payload),
         REPLY_PIECE: lambda self, stream, payload: self._calls.on_reply_piece(stream, payload),
         REPLY_LAST: lambda self, stream, payload: self._calls.on_reply_last(stream, payload),
+        CONTENTS_PIECE: lambda self, stream, payload: self._calls.on_contents_piece(stream, payload),
+        CONTENTS_LAST: lambda self, stream, payload: self._calls.on_contents_last(stream, payload),
         FORGET: lambda self, stream, payload: self._serving.on_forget(stream),
         PART: lambda self, stream, payload: self._on_part(stream, payload),
         PING: lambda self, stream, payload: self._on_ping(payload),

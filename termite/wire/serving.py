@@ -14,7 +14,17 @@ from collections.abc import Awaitable, Callable
 
 from termite.errors import TermiteError, WireError
 from termite.wire.bodies import Body, FileBody, Sending
-from termite.wire.kinds import REPLY, REPLY_LAST, REPLY_PIECE, REPLY_WITH_BODY, Limits, Reply, Result
+from termite.wire.kinds import (
+    CONTENTS_LAST,
+    CONTENTS_PIECE,
+    REPLY,
+    REPLY_LAST,
+    REPLY_PIECE,
+    REPLY_WITH_BODY,
+    Limits,
+    Reply,
+    Result,
+)
 from termite.wire.messages import Failure, Message
 from termite.wire.outbox import Outbox
 
@@ -106,6 +116,7 @@ class Serving:
             del self._serving[stream]
             served.cancel()
         self._outbox.drop_body(stream, REPLY_PIECE)
+        self._outbox.drop_body(stream, CONTENTS_PIECE)
 
     def on_notify(self, message: Message) -> None:
         try:
@@ -185,7 +196,8 @@ class Serving:
             self._outbox.send(REPLY, stream, _failure_of(exc, message))
             return
         if has_body:
-            self._outbox.send_body(Sending(stream, REPLY_PIECE, REPLY_LAST, body))
+            kinds = (CONTENTS_PIECE, CONTENTS_LAST) if isinstance(body, FileBody) else (REPLY_PIECE, REPLY_LAST)
+            self._outbox.send_body(Sending(stream, *kinds, body))
         else:
             _discard(result)
 

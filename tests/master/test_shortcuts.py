@@ -89,6 +89,14 @@ TAKEN = [
     "false || true && false; echo x",
     "rm -f ../plain; false",
     "/bin/mkdir -p x && /usr/bin/test a = a || :",
+    "mkdir -p $(dirname new/deep/x.o)",
+    "mkdir -p $(dirname ../d/x.o)",
+    "mkdir -p $(dirname x.o)",
+    "mkdir '$(dirname x) y'",
+    "mkdir -p `dirname new/deep//x.o/` a",
+    'mkdir -p "$(dirname new/x.o)" `dirname new/deep/x.o`',
+    "test -d $(dirname ../d/x) || mkdir -p $(dirname ../d/x); echo $(dirname ../d/x)",
+    "echo $(dirname /) $(dirname a) $(dirname a/) $(dirname /a) $(dirname a//b//) $(dirname ./a) $(dirname ../a/..)",
 ]
 
 
@@ -254,6 +262,21 @@ def test_a_program_started_without_a_shell_is_a_shortcut_too(argv: list[str], pl
         "mkdir x &",
         "if true; then mkdir x; fi",
         "(mkdir x)",
+        "mkdir -p x$(dirname a/b)",
+        "mkdir -p $(dirname a/b)x",
+        "echo \\ $(dirname a/b)",
+        "echo x # $(dirname a/b)",
+        'echo "x $(dirname a/b) y"',
+        'mkdir -p "$(dirname a/b)',
+        "mkdir -p $(dirname a/b c/d)",
+        "mkdir -p $(dirname -z a)",
+        "mkdir -p $(dirname //a)",
+        "mkdir -p $(dirname a*/b)",
+        "mkdir -p $(dirname a/b`",
+        "mkdir -p `dirname a/b)",
+        "mkdir -p $(/usr/bin/dirname a/b)",
+        "mkdir -p $(dirname $HOME/x)",
+        "mkdir -p $(basename a/b)",
         "",
     ],
 )
@@ -315,6 +338,10 @@ def test_a_program_of_the_same_name_earlier_on_path_is_respected(root: Path) -> 
     assert perform(*sh("mkdir four"), root, PATH=f"relative:{tools}") is None
     assert perform(*sh("mkdir four"), root, PATH=":/usr/bin") is None
     assert perform(*sh("mkdir four"), root, PATH="/usr/local/bin") is None
+    assert perform(*sh("/bin/mkdir -p $(dirname five/x)"), root, PATH=path) is not None
+    (tools / "dirname").write_text("#!/bin/sh\n")
+    (tools / "dirname").chmod(0o755)
+    assert perform(*sh("/bin/mkdir -p $(dirname six/x)"), root, PATH=path) is None
 
 
 _OPERANDS = st.sampled_from(

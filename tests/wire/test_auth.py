@@ -65,7 +65,7 @@ def test_an_unknown_status_is_an_error() -> None:
 
 
 def test_another_version_is_told_from_another_program() -> None:
-    assert auth.is_other_version(b"TERMITE\x02")
+    assert auth.is_other_version(b"TERMITE\x01")
     assert not auth.is_other_version(auth.MAGIC)
     assert not auth.is_other_version(b"SSH-2.0-")
 

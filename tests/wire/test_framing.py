@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from termite.errors import WireError
-from termite.wire.framing import MAC_BYTES, MAX_PAYLOAD, Framer, Session
+from termite.wire.framing import BARE, MAC_BYTES, MAX_PAYLOAD, Framer, Session
 
 A, B = bytes(range(32)), bytes(range(100, 132))
 Parts = list[tuple[int, int, bytes]]
@@ -27,7 +27,10 @@ def received(framer: Framer, data: bytes) -> Parts:
 
 
 frames = st.lists(
-    st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=300)), min_size=1, max_size=8
+    st.tuples(st.integers(0, 127), st.integers(0, 2**32 - 1), st.binary(max_size=300)), min_size=1, max_size=8
+)
+bare_frames = st.lists(
+    st.tuples(st.integers(BARE, 255), st.integers(0, 2**32 - 1), st.binary(max_size=300)), min_size=1, max_size=8
 )
 
 
@@ -40,7 +43,7 @@ def test_a_frame_is_laid_out_exactly_like_this() -> None:
     assert frame == head + b"abc" + mac
 
 
-@given(frames, st.data())
+@given(frames | bare_frames, st.data())
 def test_frames_arrive_whole_however_the_bytes_are_cut(parts: Parts, data: st.DataObject) -> None:
     sender, framer = two()
     raw = b"".join(sealed(sender, parts))
@@ -76,6 +79,27 @@ def test_a_changed_byte_is_noticed_and_what_came_before_is_right(parts: Parts, d
     assert got == parts[: len(got)]
 
 
+@given(bare_frames, st.data())
+def test_of_a_bare_frame_the_payload_alone_is_left_to_its_receiver(parts: Parts, data: st.DataObject) -> None:
+    sender, framer = two()
+    raw = sealed(sender, [*parts, (1, 1, b"end")])
+    at = data.draw(st.integers(0, len(parts) - 1))
+    where = data.draw(st.integers(0, len(raw[at]) - 1))
+    changed = bytearray(raw[at])
+    changed[where] ^= data.draw(st.integers(1, 255))
+    raw[at] = bytes(changed)
+    if 9 <= where < len(changed) - 16:
+        got = received(framer, b"".join(raw))
+        assert [(kind, stream, len(payload)) for kind, stream, payload in got] == [
+            (kind, stream, len(payload)) for kind, stream, payload in [*parts, (1, 1, b"end")]
+        ]
+        return
+    try:
+        assert len(received(framer, b"".join(raw))) <= at
+    except WireError:
+        pass
+
+
 @given(frames, st.data())
 def test_a_dropped_byte_is_noticed(parts: Parts, data: st.DataObject) -> None:
     sender, framer = two()
@@ -87,7 +111,7 @@ def test_a_dropped_byte_is_noticed(parts: Parts, data: st.DataObject) -> None:
         pass
 
 
-@given(frames, st.data())
+@given(frames | bare_frames, st.data())
 def test_a_dropped_repeated_or_moved_frame_is_noticed(parts: Parts, data: st.DataObject) -> None:
     sender, framer = two()
     raw = sealed(sender, [*parts, (1, 1, b"end")])

@@ -227,6 +227,7 @@ def test_a_peer_that_does_not_read_is_lost_when_too_much_waits_for_it(
 # -- peers that break the protocol ----------------------------------------------------------------
 
 REQUEST, REQUEST_LAST, REPLY, REPLY_PIECE, PART = 1, 4, 5, 7, 10
+REPLY_WITH_BODY, CONTENTS_PIECE, CONTENTS_LAST = 6, 0x8F, 0x90
 OK = b"\x81\xa4type\xa2Ok"
 
 
@@ -270,6 +271,25 @@ def test_replies_and_pieces_that_nobody_waits_for_do_no_harm(run: Any, raw_pair:
             await seen.wait()
             assert conn.is_open()
             conn.abort("test over")
+            await conn.wait_closed()
+
+    run(body())
+
+
+@pytest.mark.parametrize("kind", [CONTENTS_PIECE, CONTENTS_LAST])
+def test_contents_without_a_mac_are_taken_by_none_but_a_sink(
+    run: Any, raw_pair: Any, session_pair: Any, kind: int
+) -> None:
+    async def body() -> None:
+        sock, peer = raw_pair()
+        with peer:
+            conn = await Connection.from_socket(sock, session_pair[0])
+            call = asyncio.create_task(conn.call(Ok(), timeout_s=5))
+            await asyncio.sleep(0)
+            for frame in [(REPLY_WITH_BODY, 1, OK), (kind, 1, b"x")]:
+                await asyncio.get_running_loop().sock_sendall(peer, b"".join(session_pair[1].seal(*frame)))
+            with pytest.raises(PeerLost, match="contents without a MAC in the reply to Ok"):
+                await call
             await conn.wait_closed()
 
     run(body())

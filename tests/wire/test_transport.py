@@ -181,7 +181,7 @@ def test_the_dialers_own_proof_sent_back_is_not_believed(run: Any) -> None:
     ("greeting", "error", "says"),
     [
         (b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\nxxxxxxxxxxxx", AuthError, "does not speak our protocol"),
-        (b"TERMITE\x02" + bytes(32), WireError, "another version"),
+        (b"TERMITE\x01" + bytes(32), WireError, "another version"),
         (b"HTTP", PeerLost, "hung up"),
         (b"", PeerLost, "hung up"),
     ],
