@@ -8,6 +8,7 @@ stands still while another one's runs.  A build's time is the sum of its turns.
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import subprocess
@@ -88,14 +89,15 @@ class Build:
 def take_turns(builds: Mapping[str, Build], turn_s: float = TURN_S) -> dict[str, float]:
     """Wall seconds of each, without those in which it stood still; TermiteError if one fails.
 
-    All lanes stand still afterwards.
+    Each time the turns come in another order: what ran before leaves the machine's caches in one state or
+    another.  All lanes stand still afterwards.
     """
     with ExitStack() as stack:
         running = {name: stack.enter_context(_running(build)) for name, build in builds.items()}
         under_way = True
         while under_way:
             under_way = False
-            for each in running.values():
+            for each in random.sample(list(running.values()), len(running)):
                 each.turn(turn_s)
                 under_way |= not each.ended
     return {name: each.spent_s for name, each in running.items()}
