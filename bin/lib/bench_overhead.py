@@ -96,7 +96,7 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
                 if number and result.times["termite-make"][-1] > SETTLE_S / 2:
                     termite.wake()
                     time.sleep(SETTLE_S)
-                for kind, took in _round(measured, number).items():
+                for kind, took in _round(measured).items():
                     result.times.setdefault(kind, []).append(took)
                 _tell(name, result.times)
         result.with_start_s = _round({"with start-up": termite})["with start-up"]
@@ -147,16 +147,15 @@ def _join(way: _Way, kind: str, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _round(ways: Mapping[str, _Way], number: int = 0) -> dict[str, float]:
-    """Wall seconds of one build of each, in another order each time, so that none is always after the same."""
+def _round(ways: Mapping[str, _Way]) -> dict[str, float]:
+    """Wall seconds of one build of each."""
     for way in ways.values():
         way.wake()  # a master may serve the tree
         reset(way.root, way.pristine)
-    kinds = list(ways) if number % 2 == 0 else list(ways)[::-1]
-    for kind in kinds:
-        if (lane := ways[kind].lane) is not None:
-            lane.freeze()
-    return take_turns({kind: ways[kind].build() for kind in kinds})
+    for way in ways.values():
+        if way.lane is not None:
+            way.lane.freeze()
+    return take_turns({kind: way.build() for kind, way in ways.items()})
 
 
 def ratio_by_round(times: Mapping[str, Sequence[float]], kind: str) -> float:
