@@ -22,7 +22,7 @@ _HARMLESS_OPTIONS = frozenset({b"errexit", b"nounset", b"pipefail"})
 _CHANGES_MEANING = re.compile(rb"(?:BASH_ENV|BASH_FUNC_[^=]*|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT)=")
 _ECHO_FLAGS = re.compile(rb"-[neE]*")
 _DIRNAME = re.compile(
-    rb"""(?<=[ \t])(?P<quote>"?)(?:\$\((?=d)|(?P<tick>`))dirname (?!-|//)(?P<path>[A-Za-z0-9_@%+:,./-]+)"""
+    rb"""(?<=[ \t])(?P<quote>"?)(?:\$\(|(?P<tick>`))dirname (?!-|//)(?P<path>[A-Za-z0-9_@%+:,./-]+)"""
     rb"""(?(tick)`|\))(?P=quote)(?=[ \t;]|\Z)"""
 )
 

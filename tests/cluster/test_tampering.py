@@ -66,7 +66,7 @@ def man_in_the_middle(port: int, to_worker: bool) -> Iterator[None]:
 @pytest.mark.parametrize("times", [100, LARGE])
 @pytest.mark.parametrize("to_worker", [True, False], ids=["to the worker", "from the worker"])
 def test_changed_contents_cost_a_try_and_never_arrive(to_worker: bool, times: int) -> None:
-    farm = Farm()
+    farm = Farm()  # never inside SSH: there he would see nothing that he could change
     try:
         farm.coordinator()
         port = free_port()
