@@ -105,7 +105,7 @@ class Trees:
 class Outcome:
     """Both runs of one piece of work and the comparison of what they left."""
 
-    def __init__(self, trees: Trees, work: Work, *, inline_total: int = 1 << 20, unnamed: bool = True) -> None:
+    def __init__(self, trees: Trees, work: Work, *, inline_bytes: int = 1 << 20, unnamed: bool = True) -> None:
         self.trees = trees
         self.root = trees.b[1:]
         self.local_span = [time.time_ns()]
@@ -120,7 +120,7 @@ class Outcome:
         try:
             upper = trees.top + b"/u"
             self.reaped: Reaped = reap(
-                upper, self.root, trees.attr, store, inline_total=inline_total, lower_fd=lower_fd
+                upper, self.root, trees.attr, store, inline_bytes=inline_bytes, lower_fd=lower_fd
             )
         finally:
             os.close(lower_fd)
@@ -303,7 +303,7 @@ def test_a_command_leaves_the_tree_as_a_local_run_does(trees: Trees, case: str) 
 def test_it_does_so_without_o_tmpfile_and_without_inline_contents(trees: Trees, case: str) -> None:
     subprocess.run(["bash", "-ec", PROJECT], cwd=trees.a, check=True)
     trees.freeze()
-    Outcome(trees, shell(SCRIPTS[case]), inline_total=0, unnamed=False).check()
+    Outcome(trees, shell(SCRIPTS[case]), inline_bytes=0, unnamed=False).check()
 
 
 def test_a_command_that_changes_nothing_has_no_results(trees: Trees) -> None:

@@ -105,7 +105,8 @@ class Dispatcher:
                 with timings.measure("run"):
                     done, body = await link.run(task)
                 await self._results.take(task, link, done, body, self.tell_mirrors)
-                self._show_rest(task, done, body)
+                task.show(1, done.stdout)
+                task.show(2, done.stderr)
                 return done
             except Leaving as e:
                 log.info("task %d: not begun on %s: %s", task.id, link.name, e)
@@ -118,13 +119,6 @@ class Dispatcher:
                 self.pool.ended(link.name, self._now())
                 self._close_if_drained(link)
                 self.kick()
-
-    @staticmethod
-    def _show_rest(task: Task, done: Done, body: bytes) -> None:
-        out_at = len(body) - done.stdout_len - done.stderr_len
-        err_at = len(body) - done.stderr_len
-        task.show(1, body[out_at:err_at])
-        task.show(2, body[err_at:])
 
     def _lost(self, task: Task, link: MirrorLink, error: TermiteError) -> None:
         """Notes a failed try; raises NoWorker when it was the last."""

@@ -167,7 +167,10 @@ class MirrorLink:
     # -- tasks ---------------------------------------------------------------------------------------
 
     async def run(self, task: Task) -> tuple[Done, bytes]:
-        """Runs the task there; PeerLost, BoxError or Refused mean that it may be tried elsewhere."""
+        """Runs the task there; PeerLost, BoxError or Refused mean that it may be tried elsewhere.
+
+        The body of the answer has yet to be compared with the hashes in it, which `Replayer` does.
+        """
         if self._conn is None:
             raise PeerLost(f"worker {self.name} is not connected")
         if self.draining is not None:
@@ -194,7 +197,7 @@ class MirrorLink:
         self.tasks[task.id] = task
         task.sent_ns = time.time_ns()
         try:
-            reply = await self._conn.call(run, timeout_s=None)
+            reply = await self._conn.call(run, timeout_s=None, compares=True)
         except asyncio.CancelledError:
             self._conn.notify(Cancel(task.id))
             raise
@@ -205,7 +208,7 @@ class MirrorLink:
             raise WireError(f"worker {self.name} answered Run with {type(reply.message).__name__}")
         assert isinstance(reply.body, bytes)
         for result in reply.message.files:
-            if result.inline_at < 0 and result.attr.hash:
+            if result.attr.size > INLINE_BYTES and result.attr.hash:
                 self._peers.has(result.attr.hash, self.name, self._address, result.attr.size)
         return reply.message, reply.body
 

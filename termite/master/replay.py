@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from termite import paths
-from termite.errors import ReplayError, TermiteError
+from termite.errors import ReplayError, StoreError, TermiteError
 from termite.master.joined import Joined
 from termite.master.renames import Renames
 from termite.master.staging import TEMP_PREFIX, Content, Staged, Unfinished, fill, proc_path, temp_name
@@ -92,10 +92,10 @@ class Replayer:
             raise ReplayError(f"{paths.for_people(self.root)}: cannot write here: {error.strerror}") from error
 
     def apply(self, files: list[FileResult], contents: Contents, clock: Span) -> Replayed:
-        """Make the changes; ReplayError if one is impossible or forbidden.
+        """Make the changes; ReplayError if one is impossible or forbidden, StoreError if contents are not as told.
 
-        A forbidden one is found before anything has changed.  After an impossible one (a full disk) look
-        at all the files again: each of them is as it was or as it was to become.
+        A forbidden one, or wrong contents, are found before anything has changed.  After an impossible one (a
+        full disk) look at all the files again: each of them is as it was or as it was to become.
         """
         run = _Apply(self.root, self._protected, self._unnamed, clock)
         run.plan(files, contents)
@@ -381,13 +381,13 @@ class _Apply:
 
 
 def _verified(path: bytes, file: FileResult, content: Content) -> Content:
-    """The contents, if they are what the result announces."""
+    """The contents; StoreError if they are not what the result announces."""
     if isinstance(content, Staged):
         good = content.complete and (content.size, content.hash) == (file.attr.size, file.attr.hash)
     else:
         good = len(content) == file.attr.size and hashlib.sha256(content).digest() == file.attr.hash
     if not good:
-        raise ReplayError(f"{paths.for_people(path)}: its contents arrived damaged; its worker is broken")
+        raise StoreError(f"{paths.for_people(path)}: its contents arrived damaged")
     return content
 
 

@@ -53,7 +53,7 @@ class Results:
     async def take(
         self, task: Task, link: MirrorLink, done: Done, body: bytes, tell: Callable[[list[Change]], None]
     ) -> None:
-        """Puts a task's results into the tree and tells the mirrors; PeerLost if contents cannot be had.
+        """Puts a task's results into the tree and tells the mirrors; PeerLost or StoreError if contents cannot be had.
 
         From the first change on it runs to its end, whatever happens to the caller.
         """
@@ -78,7 +78,7 @@ class Results:
         if result.inline_at >= 0:
             if result.inline_at + size > len(body):
                 raise PathError(f"the result for {result.path!r} is cut short")
-            return body[result.inline_at : result.inline_at + size]
+            return memoryview(body)[result.inline_at : result.inline_at + size]
         staged = self._replayer.stage(size, result.attr.hash)
         try:
             with self.timings.measure("fetch"):
@@ -98,7 +98,7 @@ class Results:
         tell: Callable[[list[Change]], None],
     ) -> None:
         async with self._lock:
-            inline = sum(len(c) for c in contents.values() if isinstance(c, bytes))
+            inline = sum(len(c) for c in contents.values() if not isinstance(c, Staged))
             inline += sum(r.attr.size for r in done.files if r.moved_from)  # are read once more
             started = time.monotonic()
             try:

@@ -33,14 +33,15 @@ from termite.wire.messages import FileResult
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _HANDLE_BYTES = 128
 
-INLINE_LIMIT = 1 << 16
-INLINE_TOTAL = 1 << 20
+INLINE_BYTES = 1 << 20
+"""So much of what a command made travels with the answer, one file after the other for as long as they fit."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-AT_ONCE_BYTES = 256 << 10
+AT_ONCE_BYTES = 1 << 20
 AT_ONCE_FILES = 64
+"""Hashing so much takes 0.6 ms, or 3 on a processor without instructions for it."""
 
 
 class NotAtOnce(Exception):
@@ -70,8 +71,7 @@ def reap(
     lower: Callable[[bytes], FileAttr],
     store: ContentStore,
     *,
-    inline_limit: int = INLINE_LIMIT,
-    inline_total: int = INLINE_TOTAL,
+    inline_bytes: int = INLINE_BYTES,
     lower_fd: int = -1,
     userxattr: bool = False,
 ) -> Reaped:
@@ -80,7 +80,7 @@ def reap(
     `root` is the writable root, `lower` tells what stands at an exported path beneath the overlay.
     `lower_fd`, the open lower directory, lets hard-linked files be told apart exactly.
     """
-    return _Reaper(upper, root, lower, store, inline_limit, inline_total, lower_fd, userxattr).run()
+    return _Reaper(upper, root, lower, store, inline_bytes, lower_fd, userxattr).run()
 
 
 def reap_at_once(
@@ -95,7 +95,7 @@ def reap_at_once(
         return attr
 
     limits = _Limits(AT_ONCE_FILES, AT_ONCE_BYTES)
-    return _Reaper(upper, root, lower, store, INLINE_LIMIT, INLINE_TOTAL, lower_fd, False, limits).run()
+    return _Reaper(upper, root, lower, store, INLINE_BYTES, lower_fd, False, limits).run()
 
 
 class _Limits(NamedTuple):
@@ -110,8 +110,7 @@ class _Reaper:
         root: bytes,
         lower: Callable[[bytes], FileAttr],
         store: ContentStore,
-        inline_limit: int,
-        inline_total: int,
+        inline_bytes: int,
         lower_fd: int,
         userxattr: bool,
         limits: _Limits | None = None,
@@ -120,8 +119,7 @@ class _Reaper:
         self._root = root
         self._lower = lower
         self._store = store
-        self._inline_limit = inline_limit
-        self._inline_left = inline_total
+        self._inline_left = inline_bytes
         self._recent_ns = time.time_ns() - USED_EVERY_S * 10**9
         self._lower_fd = lower_fd
         prefix = "user.overlay." if userxattr else "trusted.overlay."
@@ -303,7 +301,7 @@ class _Reaper:
             if old.is_regular() and not in_place and st.st_size == 0 and self._whiteout in os.listxattr(fd):
                 return FileResult(found.path, ABSENT)
             data = None
-            if st.st_size <= self._inline_limit:
+            if st.st_size <= self._inline_left:
                 data = os.read(fd, st.st_size + 1)
                 hash = hashlib.sha256(data).digest()
             else:

@@ -33,7 +33,9 @@ OnReply = Callable[[Message, bytes], None]
 class Call:
     """One request of ours."""
 
-    __slots__ = ("body", "deadline", "future", "on_reply", "reply", "sink", "stream", "timeout_s", "timer", "what")
+    __slots__ = (
+        "body", "compares", "deadline", "future", "on_reply", "reply", "sink", "stream", "timeout_s", "timer", "what",
+    )  # fmt: skip
 
     def __init__(self, stream: int, what: str, future: asyncio.Future[Reply], timeout_s: float | None) -> None:
         self.stream = stream
@@ -41,6 +43,7 @@ class Call:
         self.future = future
         self.timeout_s = timeout_s
         self.sink: Sink | None = None
+        self.compares = False  # the body with hashes, before any of it is used
         self.on_reply: OnReply | None = None
         self.reply: Message | None = None  # set while its body arrives
         self.body = bytearray()
@@ -62,12 +65,19 @@ class Calls:
         return len(self._calls)
 
     def begin(
-        self, request: Message, body: bytes, timeout_s: float | None, sink: Sink | None, on_reply: OnReply | None
+        self,
+        request: Message,
+        body: bytes,
+        timeout_s: float | None,
+        sink: Sink | None,
+        on_reply: OnReply | None,
+        compares: bool,
     ) -> Call:
         """Send a request; the caller awaits `future` and says `forget` if it gives up."""
         stream = self._new_stream()
         call = Call(stream, type(request).__name__, self._loop.create_future(), timeout_s)
         call.sink, call.on_reply = sink, on_reply
+        call.compares = compares or sink is not None
         self._outbox.send(REQUEST_WITH_BODY if body else REQUEST, stream, request)
         if body:
             self._outbox.send_body(Sending(stream, REQUEST_PIECE, REQUEST_LAST, body))
@@ -133,16 +143,16 @@ class Calls:
             self._settle(call, cast(Message, call.reply))
 
     def on_contents_piece(self, stream: int, payload: memoryview) -> Call | None:
-        self._expect_sink(stream)
+        self._expect_comparison(stream)
         return self.on_reply_piece(stream, payload)
 
     def on_contents_last(self, stream: int, payload: memoryview) -> None:
-        self._expect_sink(stream)
+        self._expect_comparison(stream)
         self.on_reply_last(stream, payload)
 
-    def _expect_sink(self, stream: int) -> None:
+    def _expect_comparison(self, stream: int) -> None:
         call = self._calls.get(stream)
-        if call is not None and call.sink is None:
+        if call is not None and not call.compares:
             raise WireError(f"contents without a MAC in the reply to {call.what}")
 
     def _gather(self, call: Call, payload: memoryview) -> Call | None:

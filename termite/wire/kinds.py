@@ -27,7 +27,7 @@ FORGET: Final = 11  # the caller does not care any more
 PING: Final = 12
 PONG: Final = 13
 GOODBYE: Final = 14  # the reason, as text
-CONTENTS_PIECE: Final = 15 | BARE  # as REPLY_PIECE; whoever asked compares the whole with its hash
+CONTENTS_PIECE: Final = 15 | BARE  # as REPLY_PIECE; whoever asked compares what it is made of with hashes
 CONTENTS_LAST: Final = 16 | BARE
 
 INLINE_BYTES = 64 * 1024
@@ -35,8 +35,11 @@ INLINE_BYTES = 64 * 1024
 
 
 class Reply(NamedTuple):
+    """`hashed`: all of the body is contents whose hashes stand in the message, or are known to whoever asked."""
+
     message: Message
     body: Body = b""
+    hashed: bool = False
 
 
 Result = Message | Reply

@@ -13,7 +13,7 @@ import msgspec
 
 from termite.attr.fileattr import FileAttr
 
-VERSION = 3
+VERSION = 4
 """Both ends must speak the same; raised with every incompatible change of this page."""
 
 
@@ -230,12 +230,12 @@ class FileResult(Message, frozen=True, array_like=True):
 
 
 class Done(Message, frozen=True):
-    """The answer to `Run`.  Body: small outputs, one after the other, then the rest of stdout and stderr."""
+    """The answer to `Run`.  Body: contents of `files`, one after the other, for as many as fit."""
 
     status: int  # as waitpid() gives it
     files: list[FileResult] = []
-    stdout_len: int = 0  # bytes of the body's end that belong to stdout ...
-    stderr_len: int = 0  # ... and after them to stderr
+    stdout: bytes = b""  # what was not sent as `Output`
+    stderr: bytes = b""
     started_ns: int = 0  # worker's clock
     ended_ns: int = 0
     cpu_us: int = 0  # of the command and its children

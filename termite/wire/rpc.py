@@ -163,20 +163,22 @@ class Connection(asyncio.BufferedProtocol):
         timeout_s: float | None,
         sink: Sink | None = None,
         on_reply: OnReply | None = None,
+        compares: bool = False,
     ) -> Reply:
         """Ask and wait for the answer; raises what the other end's handler raised.
 
         `timeout_s` bounds the wait for the reply, and then for each further piece of its body; None
         leaves it to the heartbeat.  `sink` gets the reply's body piece by piece as it arrives, and the
-        returned body is empty; without it the body is gathered.  A `FileBody` comes without a MAC, and to a
-        sink only: its owner has to compare the whole with a hash before it is used for anything.
+        returned body is empty; without it the body is gathered.  A `FileBody`, or what the other end says is
+        `hashed`, comes without a MAC: only to a sink, or to a caller that `compares`.  Either has to compare
+        all of it with hashes that it knows from a message before any of it is used for anything.
         `on_reply` is called with a reply that is not a failure, in the order of arrival and before any
         later frame of this connection is processed: what it notes down is older than whatever the peer
         sent afterwards.  An exception of either fails this call only.  The request is sent before `call` first waits.
         """
         if self.close_reason:
             raise self._lost()
-        call = self._calls.begin(request, body, timeout_s, sink, on_reply)
+        call = self._calls.begin(request, body, timeout_s, sink, on_reply, compares)
         try:
             return await call.future
         finally:

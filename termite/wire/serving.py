@@ -182,8 +182,9 @@ class Serving:
 
     def _answer(self, stream: int, message: Message, result: object) -> None:
         body: Body = b""
+        hashed = False
         if isinstance(result, Reply):
-            reply, body = result
+            reply, body, hashed = result
         elif isinstance(result, Message):
             reply = result
         else:
@@ -196,7 +197,8 @@ class Serving:
             self._outbox.send(REPLY, stream, _failure_of(exc, message))
             return
         if has_body:
-            kinds = (CONTENTS_PIECE, CONTENTS_LAST) if isinstance(body, FileBody) else (REPLY_PIECE, REPLY_LAST)
+            is_bare = hashed or isinstance(body, FileBody)
+            kinds = (CONTENTS_PIECE, CONTENTS_LAST) if is_bare else (REPLY_PIECE, REPLY_LAST)
             self._outbox.send_body(Sending(stream, *kinds, body))
         else:
             _discard(result)

@@ -1,7 +1,7 @@
 """Where a mirror gets contents from: its store, a peer, or the master; each content once at a time.
 
 The daemon talks to the peers (`worker/peers.py`), because it holds the secret and all mirrors of a
-worker share its connections and its store.  Loop only.
+worker share its connections and its store.  Loop only, but for `stored`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class Contents:
             raise WireError(f"the contents of {path!r} do not have the hash that was told")
 
     def stored(self, digest: bytes, size: int) -> int | bytes | Manifest:
-        """Of a file of this hash and size, what is in the store: all of it, or its manifest; KeyError if neither is."""
+        """Of a file of this hash and size, what is in the store: all of it, or its manifest; KeyError if neither is.
+
+        Any thread.
+        """
         data = self._store.get(digest)
         if data is not None:
             return data if len(data) == size else decode_manifest(data, size)

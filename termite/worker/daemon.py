@@ -120,7 +120,7 @@ class Worker:
         self.port = 0
         self._mirrors: dict[int, MirrorProcess] = {}
         self._serial = 0
-        self._spare = Spare()
+        self._spare = Spare(lambda: self.overview.running > 0)
         self._tasks: set[asyncio.Task[object]] = set()
         self._links: list[CoordinatorLink] = []
         self._workdir: WorkDir | None = None

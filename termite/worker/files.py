@@ -1,6 +1,7 @@
 """What a file contains, for the FUSE threads: from the store if it has it, otherwise from the master.
 
-`ask_file` blocks and is for FUSE threads, and so is what it returns; `obtain` is for the loop.
+`ask_file` blocks and is for FUSE threads, and so is what it returns; `obtain` is for the loop.  What is in the store
+is opened on the thread that asks: an object that is to be linked waits for nobody.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -55,9 +57,16 @@ class Files:
         self._loop = asyncio.get_running_loop()
         self.asked = 0  # files that the master was asked for
         self.cached = 0  # files that were in the store
+        self.cached_bytes = 0
+        self._counting = threading.Lock()  # for the last two
 
     def ask_file(self, path: bytes) -> tuple[FileAttr, Opened]:
         """(attributes, contents)."""
+        if self._paranoia is None:
+            with contextlib.suppress(StoreError):  # the loop will meet it too, and tell
+                stored = self._stored(path)
+                if stored is not None:
+                    return stored
         return asyncio.run_coroutine_threadsafe(self._ask(path), self._loop).result()
 
     async def _ask(self, path: bytes) -> tuple[FileAttr, Opened]:
@@ -82,8 +91,9 @@ class Files:
         if known is not None and known.hash:
             with contextlib.suppress(KeyError):
                 opened = self._opened(path, known)
-                self._contents.from_store += known.size
-                self.cached += 1
+                with self._counting:
+                    self.cached += 1
+                    self.cached_bytes += known.size
                 return known, opened
         return None
 

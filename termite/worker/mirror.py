@@ -360,7 +360,9 @@ class Mirror:
         )
 
     def _bytes(self) -> dict[str, int]:
-        return {**self.contents.as_dict(), "from_own": self._own.bytes if self._own is not None else 0}
+        counts = self.contents.as_dict()
+        counts["from_store"] += self._files.cached_bytes
+        return {**counts, "from_own": self._own.bytes if self._own is not None else 0}
 
     def report(self) -> MirrorReport:
         """For the pages."""

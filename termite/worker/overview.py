@@ -78,6 +78,11 @@ class Overview:
             self._past_calls.update(report.file_system)
             self._past_phases.merge(report.phases)
 
+    @property
+    def running(self) -> int:
+        """Commands, as of a second ago."""
+        return sum(report.running for report in self._reports.values())
+
     def _done(self) -> int:
         return self._past_done + sum(report.done for report in self._reports.values())
 
@@ -108,7 +113,7 @@ class Overview:
         history.add("used", 100 * machine.memory_used / (machine.memory_total or 1))
         history.add_total("read", machine.disk_read, now)
         history.add_total("written", machine.disk_written, now)
-        history.add("running", sum(report.running for report in self._reports.values()))
+        history.add("running", self.running)
         history.add("waiting", sum(report.waiting for report in self._reports.values()))
         history.add_total("done", self._done(), now)
         history.add_total("in", counts[FROM_MASTERS], now)

@@ -11,12 +11,16 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from termite.worker import control
 
 NEXT_AFTER_S = 10.0
-"""How long after one was taken the next is started: the first build of a master needs the processor more."""
+"""How long after one was taken the next is started, and how often it is put off while commands run."""
+
+LATEST_AFTER_S = 600.0
+"""Then it is started even so: the first build of a master needs the processor more, but builds may go on for ever."""
 
 END_LIMIT_S = 5.0
 """How long one that was never needed may take to end before it is killed."""
@@ -32,14 +36,23 @@ class Waiting(NamedTuple):
 class Spare:
     """`prepare` begins to start one, `take` gives one away, `close` ends what was not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_busy: Callable[[], bool] = lambda: False) -> None:
+        self._is_busy = is_busy  # do commands run?
         self._starting: asyncio.Task[Waiting] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def prepare_later(self) -> None:
-        """In a while."""
+        """In a while, when nothing else is to be done."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(NEXT_AFTER_S, self.prepare)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(NEXT_AFTER_S, self._prepare_if_quiet, loop.time() + LATEST_AFTER_S)
+
+    def _prepare_if_quiet(self, latest: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._is_busy() and loop.time() < latest:
+            self._timer = loop.call_later(NEXT_AFTER_S, self._prepare_if_quiet, latest)
+        else:
+            self.prepare()
 
     def prepare(self) -> None:
         """So that the next `take` need not wait; no effect if one waits already."""

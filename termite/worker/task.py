@@ -37,7 +37,7 @@ BACKLOG_BYTES = 4 << 20
 STREAM_AFTER_S = 0.3
 """Output older than this is passed on while the command still runs."""
 
-FINAL_BYTES = 1 << 20
+FINAL_BYTES = 256 << 10
 """Up to this much output travels with the answer itself."""
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.002, 0.05
@@ -177,17 +177,16 @@ class TaskRun:
             reaped = await self._reap()
         with timings.measure("output"):
             await self._finish_output()
-        out, err = self._rest(1), self._rest(2)
         done = Done(
             status=status,
             files=reaped.files,
-            stdout_len=len(out),
-            stderr_len=len(err),
+            stdout=self._rest(1),
+            stderr=self._rest(2),
             started_ns=started_ns,
             ended_ns=ended_ns,
             cpu_us=cpu_us,
         )
-        return Reply(done, b"".join((reaped.body, out, err))), reaped
+        return Reply(done, reaped.body, hashed=True), reaped
 
     def cancel(self, reason: TermiteError | None = None) -> None:
         """Ends the command now, with everything it started; `run` raises the reason."""

@@ -72,7 +72,7 @@ def test_wrong_contents_are_refused_before_anything_changes(tree: Tree) -> None:
     tree.file("a")
     tree.file("b")
     tree.contents[tree.at("b")] = b"DATA"
-    with pytest.raises(ReplayError, match="damaged"):
+    with pytest.raises(StoreError, match="damaged"):
         tree.apply()
     assert list(tree.path.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_wrong_staged_contents_are_refused(tree: Tree, pieces: list[bytes]) -> N
         staged.finish()
     tree.file("x")
     tree.contents[tree.at("x")] = staged
-    with pytest.raises(ReplayError, match="damaged"):
+    with pytest.raises(StoreError, match="damaged"):
         tree.apply()
     staged.close()
     staged.close()

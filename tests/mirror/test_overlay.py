@@ -55,7 +55,7 @@ class Upper:
     def had_directory(self, name: str) -> None:
         self.lower[ROOT + b"/" + name.encode()] = FileAttr(stat.S_IFDIR | 0o755, mtime_ns=OLD)
 
-    def reap(self, inline_limit: int = 1 << 16, inline_total: int = 1 << 20, userxattr: bool = False) -> Reaped:
+    def reap(self, inline_bytes: int = 1 << 20, userxattr: bool = False) -> Reaped:
         for directory, _, _ in os.walk(self.path, topdown=False):
             os.utime(directory, ns=(OLD, OLD))
         return reap(
@@ -63,8 +63,7 @@ class Upper:
             ROOT,
             lambda path: self.lower.get(path, ABSENT),
             self.store,
-            inline_limit=inline_limit,
-            inline_total=inline_total,
+            inline_bytes=inline_bytes,
             userxattr=userxattr,
         )
 
@@ -98,9 +97,9 @@ def test_a_new_file_is_inlined_and_moves_into_the_store(upper: Upper) -> None:
 
 
 def test_contents_beyond_the_limits_go_by_hash_only(upper: Upper) -> None:
-    for name, size in (("a", 10), ("b", 11), ("c", 10), ("d", 10)):
+    for name, size in (("a", 10), ("b", 26), ("c", 10), ("d", 10)):
         upper.file(name, name.encode() * size)
-    reaped = upper.reap(inline_limit=10, inline_total=25)
+    reaped = upper.reap(inline_bytes=25)
     inlined = [file for file in reaped.files if file.inline_at >= 0]
     assert len(inlined) == 2 and b"b" not in reaped.body and len(reaped.body) == 20
     for file in inlined:  # in whatever order the directory was read

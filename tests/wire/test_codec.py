@@ -24,7 +24,7 @@ EXAMPLES: list[Message] = [
     ReadDir(b"caf\xe9/\n"),
     Update([Change(b"a", ATTR)]),
     Run(1, b"/bin/sh", [b"sh", b"-c", b"\xff"], [b"A=1"], b"src", 0o22, changes=[Change(b"x", FileAttr(0))]),
-    Done(0, [FileResult(b"a.o", ATTR, inline_at=0)], stdout_len=1),
+    Done(0, [FileResult(b"a.o", ATTR, inline_at=0)], stdout=b"x"),
 ]
 
 

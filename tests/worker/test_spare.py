@@ -61,6 +61,32 @@ def test_the_next_one_is_started_a_while_later(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scene())
 
 
+def test_the_next_one_is_not_started_while_commands_run_but_not_put_off_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("termite.worker.spare.NEXT_AFTER_S", 0.02)
+    busy = True
+
+    async def scene() -> None:
+        nonlocal busy
+        spare = Spare(lambda: busy)
+        spare.prepare_later()
+        await asyncio.sleep(0.2)
+        assert spare._starting is None
+        busy = False
+        await asyncio.sleep(0.2)
+        assert spare._starting is not None
+        await spare.close()
+        busy = True
+        monkeypatch.setattr("termite.worker.spare.LATEST_AFTER_S", 0.1)
+        spare.prepare_later()
+        await asyncio.sleep(0.4)
+        assert spare._starting is not None
+        await spare.close()
+
+    asyncio.run(scene())
+
+
 def test_closing_ends_the_one_that_waits_without_an_error() -> None:
     async def scene() -> None:
         spare = Spare()
