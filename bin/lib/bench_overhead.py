@@ -7,10 +7,12 @@ for all of them.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -80,7 +82,7 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
     install(*project.needs)
     result = Overhead(name)
     with contextlib.ExitStack() as stack:
-        ways = [_way(project, work / str(number), stack) for number in range(2 + len(PEERS))]
+        ways = _ways(project, work, stack)
         plain, termite, *others = ways
         for _ in range(min(rounds, MOST_FIRST)):
             _first_builds(ways, result)
@@ -101,6 +103,13 @@ def overhead(name: str, work: Path, rounds: int) -> Overhead:
                 _tell(name, result.times)
         result.with_start_s = _round({"with start-up": termite})["with start-up"]
     return result
+
+
+def _ways(project: Project, work: Path, stack: contextlib.ExitStack) -> list[_Way]:
+    """In directories of their own, several at a time: configure uses one processor.  The first fetches the sources."""
+    first, *others = [work / str(number) for number in range(2 + len(PEERS))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [_way(project, first, stack), *pool.map(lambda directory: _way(project, directory, stack), others)]
 
 
 def _way(project: Project, directory: Path, stack: contextlib.ExitStack) -> _Way:

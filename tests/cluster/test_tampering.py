@@ -12,8 +12,8 @@ import pytest
 from tests.cluster.farm import Farm, free_port
 
 PATTERN = b"contents of a file! "
-LARGE = 20_000
-"""Times PATTERN: too much for one message, and for two pieces."""
+LARGE, LARGER = 20_000, 60_000
+"""Times PATTERN: too much for one message and for one piece, and too much to come with an answer."""
 
 
 def changed(data: bytes) -> bytes:
@@ -63,7 +63,7 @@ def man_in_the_middle(port: int, to_worker: bool) -> Iterator[None]:
             end.close()
 
 
-@pytest.mark.parametrize("times", [100, LARGE])
+@pytest.mark.parametrize("times", [100, LARGE, LARGER])
 @pytest.mark.parametrize("to_worker", [True, False], ids=["to the worker", "from the worker"])
 def test_changed_contents_cost_a_try_and_never_arrive(to_worker: bool, times: int) -> None:
     farm = Farm()  # never inside SSH: there he would see nothing that he could change

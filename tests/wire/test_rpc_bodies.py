@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from termite.errors import Refused, WireError
+from termite.errors import PeerLost, Refused, WireError
 from termite.wire.framing import MAX_PAYLOAD
 from termite.wire.messages import (
     Fetch,
@@ -200,5 +200,16 @@ def test_all_bodies_being_gathered_are_bounded_together(run: Any, pair: Any) -> 
             assert any(isinstance(r, Reply) for r in results)
             assert len((await ours.call(Ok(), timeout_s=5)).body) == MIB
             assert ours._calls._held == 0
+
+    run(body())
+
+
+def test_what_comes_without_a_mac_is_only_for_those_who_compare_it(run: Any, pair: Any) -> None:
+    async def body() -> None:
+        async with pair(theirs=lambda *_: Reply(Ok(), bytes(MIB), hashed=True)) as (ours, _):
+            assert (await ours.call(Ok(), timeout_s=5, compares=True)).body == bytes(MIB)
+            assert (await ours.call(Ok(), timeout_s=5, sink=lambda _: None)).body == b""
+            with pytest.raises(PeerLost, match="without a MAC"):
+                await ours.call(Ok(), timeout_s=5)
 
     run(body())
