@@ -13,6 +13,7 @@ import platform
 import socket
 import stat
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
 
@@ -299,12 +300,8 @@ class Master:
 
     async def _run_remotely(self, task: Task) -> None:
         caller = task.caller
-        running = asyncio.get_running_loop().create_task(self._dispatch(task))
-        caller.on_gone = running.cancel
-        if caller.gone:
-            running.cancel()
         try:
-            status = await running
+            status = await self._while_wanted(caller, self._dispatch(task))
         except NoWorker as e:
             trouble = [link.trouble for link in self._links if link.trouble]
             await self._without_worker(
@@ -318,6 +315,20 @@ class Master:
             self._count(task, REMOTE)
             await caller.drained()
             caller.exit_status(status)
+
+    @staticmethod
+    async def _while_wanted(caller: Caller, running: Coroutine[object, object, int]) -> int:
+        """CancelledError as soon as the caller is gone."""
+        this = asyncio.current_task()
+        assert this is not None
+        if caller.gone:
+            running.close()
+            raise asyncio.CancelledError
+        caller.on_gone = this.cancel
+        try:
+            return await running
+        finally:
+            caller.on_gone = None
 
     async def _dispatch(self, task: Task) -> int:
         await self._fresh()

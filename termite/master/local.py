@@ -28,6 +28,9 @@ MAGIC = b"TMW1"
 MAX_REQUEST = 16 << 20
 """More than any argument list and environment that the kernel lets a command have (6 MiB by default)."""
 
+LITTLE_BYTES = 64 << 10
+"""Output up to this size may wait for what comes next."""
+
 LAST_WORDS_S = 1.0
 """How long a master that ends waits for its wrappers to hear that their commands have ended."""
 
@@ -86,8 +89,8 @@ class Caller(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._stdin: asyncio.Future[bytes] | None = None
-        self._wanted = _HEAD.size
         self._request_seen = False
+        self._frames: list[bytes] = []  # still to be sent
         self._task: asyncio.Task[None] | None = None
         self.on_gone: Callable[[], object] | None = None
         self.gone = False
@@ -179,8 +182,16 @@ class Caller(asyncio.Protocol):
     # -- answers -------------------------------------------------------------------------------------
 
     def _frame(self, kind: str, payload: bytes) -> None:
+        """Goes out at the end of this step of the loop, or with what ends the conversation."""
         if not self.gone:
-            self.transport.write(_FRAME.pack(ord(kind), len(payload)) + payload)
+            if not self._frames:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._frames += (_FRAME.pack(ord(kind), len(payload)), payload)
+
+    def _flush(self) -> None:
+        frames, self._frames = self._frames, []
+        if frames and not self.gone:
+            self.transport.write(b"".join(frames))
 
     def output(self, stream: int, data: bytes) -> None:
         """Bytes for the wrapper's stdout (1) or stderr (2)."""
@@ -189,6 +200,8 @@ class Caller(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Waits until the wrapper has taken most of what was written (or is gone)."""
+        if sum(map(len, self._frames)) > LITTLE_BYTES:
+            self._flush()
         await self._writable.wait()
 
     def message(self, text: str) -> None:
@@ -197,17 +210,18 @@ class Caller(asyncio.Protocol):
 
     def exit_status(self, status: int) -> None:
         """Ends the conversation with a raw wait status."""
+        self._end("X", struct.pack("<i", status))
+
+    def _end(self, kind: str, payload: bytes) -> None:
         self.finished = True
-        self._frame("X", struct.pack("<i", status))
+        self._frame(kind, payload)
+        self._flush()
         if not self.gone:
             self.transport.close()
 
     def run_locally(self, recurse: bool) -> None:
         """Ends the conversation: the wrapper becomes the command itself."""
-        self.finished = True
-        self._frame("L", bytes([1 if recurse else 0]))
-        if not self.gone:
-            self.transport.close()
+        self._end("L", bytes([1 if recurse else 0]))
 
     async def read_stdin(self) -> bytes:
         """The next piece of the wrapper's stdin; empty at its end or when the wrapper is gone."""

@@ -17,7 +17,7 @@ from termite.errors import PathError, ReplayError
 from termite.master.conflicts import Command, Conflicts
 from termite.master.export import Export
 from termite.master.link import MirrorLink
-from termite.master.replay import Content, Replayer, Span, Staged
+from termite.master.replay import Content, Replayed, Replayer, Span, Staged
 from termite.master.task import Task
 from termite.web.counting import Timings
 from termite.wire.messages import Change, Done, FileResult
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 INLINE_REPLAY_FILES = 64
 INLINE_REPLAY_BYTES = 1 << 20
 """A result up to this size is replayed on the event loop (well under 5 ms); larger ones on a thread."""
+
+Contents = dict[bytes, Content]
+Tell = Callable[[list[Change]], None]
 
 MOST_NAMES = 50
 """Of the files that a command changed, in the log."""
@@ -50,22 +53,24 @@ class Results:
             log.warning("task %d: %s", task.id, conflict)
             task.caller.message(str(conflict))
 
-    async def take(
-        self, task: Task, link: MirrorLink, done: Done, body: bytes, tell: Callable[[list[Change]], None]
-    ) -> None:
+    async def take(self, task: Task, link: MirrorLink, done: Done, body: bytes, tell: Tell) -> None:
         """Puts a task's results into the tree and tells the mirrors; PeerLost or StoreError if contents cannot be had.
 
         From the first change on it runs to its end, whatever happens to the caller.
         """
         if not done.files:
             return
-        contents: dict[bytes, Content] = {}
+        contents: Contents = {}
         try:
             for result in done.files:
                 if _needs_contents(result):
                     contents[result.path] = await self._contents(task, link, result, body)
             span = Span(task.sent_ns, task.received_ns, done.started_ns, done.ended_ns, link.offset_ns)
-            await asyncio.shield(self._replay(task, done, contents, span, tell))
+            arguments = task, done, contents, span, tell
+            if self._lock.locked() or not _is_small(done.files, contents):
+                await asyncio.shield(self._replay_in_turn(*arguments))
+            else:
+                self._replay_at_once(*arguments)
         finally:
             for content in contents.values():
                 if isinstance(content, Staged):
@@ -89,33 +94,40 @@ class Results:
             raise
         return staged
 
-    async def _replay(
-        self,
-        task: Task,
-        done: Done,
-        contents: dict[bytes, Content],
-        span: Span,
-        tell: Callable[[list[Change]], None],
-    ) -> None:
+    def _replay_at_once(self, task: Task, done: Done, contents: Contents, span: Span, tell: Tell) -> None:
+        started = time.monotonic()
+        try:
+            replayed = self._replayer.apply(done.files, contents, span)
+        except ReplayError:
+            self._failed(done, tell)
+            raise
+        self._replayed(task, done, replayed, started, tell)
+
+    async def _replay_in_turn(self, task: Task, done: Done, contents: Contents, span: Span, tell: Tell) -> None:
         async with self._lock:
-            inline = sum(len(c) for c in contents.values() if not isinstance(c, Staged))
-            inline += sum(r.attr.size for r in done.files if r.moved_from)  # are read once more
+            if _is_small(done.files, contents):
+                self._replay_at_once(task, done, contents, span, tell)
+                return
             started = time.monotonic()
+            self.replays_aside = True
             try:
-                if len(done.files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES:
-                    replayed = self._replayer.apply(done.files, contents, span)
-                else:
-                    self.replays_aside = True
-                    replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
+                replayed = await asyncio.to_thread(self._replayer.apply, done.files, contents, span)
             except ReplayError:
-                tell(self._export.note([r.path for r in done.files], {}))  # some may be new, some old
+                self._failed(done, tell)
                 raise
             finally:
                 self.replays_aside = False
-            hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
-            tell(self._export.note(replayed.changed, hashes))
-            self.timings.add("replay", time.monotonic() - started)
-            self.report_conflicts(task, _written(done.files))
+            self._replayed(task, done, replayed, started, tell)
+
+    def _failed(self, done: Done, tell: Tell) -> None:
+        """Some of it may be new, some old."""
+        tell(self._export.note([r.path for r in done.files], {}))
+
+    def _replayed(self, task: Task, done: Done, replayed: Replayed, started: float, tell: Tell) -> None:
+        hashes = {r.path: r.attr.hash for r in done.files if r.attr.hash}
+        tell(self._export.note(replayed.changed, hashes))
+        self.timings.add("replay", time.monotonic() - started)
+        self.report_conflicts(task, _written(done.files))
         self.files += len(done.files)
         for note in replayed.notes:
             log.info("task %d: %s", task.id, note)
@@ -135,6 +147,13 @@ def _written(files: list[FileResult]) -> dict[bytes, bytes | None]:
         for result in files
         if not result.attr.is_dir() and not result.kept
     }
+
+
+def _is_small(files: list[FileResult], contents: Contents) -> bool:
+    """Is so little to be done that the event loop can do it?"""
+    inline = sum(len(c) for c in contents.values() if not isinstance(c, Staged))
+    inline += sum(r.attr.size for r in files if r.moved_from)  # are read once more
+    return len(files) <= INLINE_REPLAY_FILES and inline <= INLINE_REPLAY_BYTES
 
 
 def _needs_contents(result: FileResult) -> bool:

@@ -56,7 +56,7 @@ def test_a_large_result_is_put_into_the_tree_aside_and_nobody_else_may(files: in
     )
     contents: dict[bytes, Content] = dict.fromkeys(names, b"x")
     try:
-        asyncio.run(results._replay(task, done, contents, span, lambda changes: None))
+        asyncio.run(results._replay_in_turn(task, done, contents, span, lambda changes: None))
     except ReplayError:
         assert fails
     assert replayer.seen is (files > INLINE_REPLAY_FILES)
