@@ -20,36 +20,40 @@ class Answers:
     Both ways to change an answer return the size that was answered with the old one, and -1 if it was not used.
     """
 
-    def __init__(self, library: Any, ask: Any, get_context: Any) -> None:
+    def __init__(self, library: Any, ask: Any, ask_contents: Any, get_context: Any) -> None:
         for name, result, arguments in (
-            ("new", ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p)),
+            ("new", ctypes.c_void_p, (ctypes.c_void_p,) * 3),
             ("free", None, (ctypes.c_void_p,)),
             ("drop", ctypes.c_int64, (ctypes.c_void_p, ctypes.c_char_p)),
             ("told", ctypes.c_int64, (ctypes.c_void_p, ctypes.c_char_p)),
             (
                 "put",
                 ctypes.c_int64,
-                (ctypes.c_void_p, ctypes.c_char_p, *(ctypes.c_uint32,) * 4, *(ctypes.c_int64,) * 2),
+                (ctypes.c_void_p, ctypes.c_char_p, *(ctypes.c_uint32,) * 4, *(ctypes.c_int64,) * 2, ctypes.c_char_p),
             ),
+            ("counts", None, (ctypes.c_void_p, *(ctypes.POINTER(ctypes.c_int64),) * 2)),
         ):
             function = getattr(library, f"termite_answers_{name}")
             function.restype, function.argtypes = result, arguments
         self._library = library
-        self.handle: int | None = library.termite_answers_new(
-            ctypes.cast(ask, ctypes.c_void_p), ctypes.cast(get_context, ctypes.c_void_p)
-        )
+        functions = (ctypes.cast(function, ctypes.c_void_p) for function in (ask, ask_contents, get_context))
+        self.handle: int | None = library.termite_answers_new(*functions)
         if self.handle is None:
             raise MemoryError
-        self.operation = ctypes.cast(library.termite_answers_getattr, ctypes.c_void_p)
+        self.getattr = ctypes.cast(library.termite_answers_getattr, ctypes.c_void_p)
+        self.read = ctypes.cast(library.termite_answers_read, ctypes.c_void_p)
         self._paths: dict[bytes, None] = {}  # the oldest first
 
-    def put(self, path: bytes, attr: FileAttr) -> int:
-        """What is told from now on; ABSENT: that there is nothing."""
+    def put(self, path: bytes, attr: FileAttr, contents: bytes = b"") -> int:
+        """What is told from now on; ABSENT: that there is nothing.
+
+        `contents`: a file that holds them and never changes; when it is gone, the view is asked.
+        """
         self._paths.pop(path, None)
         self._paths[path] = None
         links = attr.nlink if attr.is_dir() else 1  # as in fuse.py
         told: int = self._library.termite_answers_put(
-            self.handle, b"/" + path, attr.mode, links, attr.uid, attr.gid, attr.size, attr.mtime_ns
+            self.handle, b"/" + path, attr.mode, links, attr.uid, attr.gid, attr.size, attr.mtime_ns, contents or None
         )
         return told
 
@@ -64,6 +68,12 @@ class Answers:
         """The size that was answered from here, or -1."""
         told: int = self._library.termite_answers_told(self.handle, b"/" + path)
         return told
+
+    def counts(self) -> tuple[int, int]:
+        """(how often contents were read from here, how many bytes)."""
+        reads, size = ctypes.c_int64(), ctypes.c_int64()
+        self._library.termite_answers_counts(self.handle, ctypes.byref(reads), ctypes.byref(size))
+        return reads.value, size.value
 
     def __contains__(self, path: bytes) -> bool:
         return path in self._paths

@@ -359,8 +359,9 @@ class Mount:
             function = prototype(getattr(callbacks, name))
             self._kept_alive.append(function)
             setattr(operations, name, ctypes.cast(function, types[name]))
-        self._answers = Answers(answers, operations.getattr, self._lib.fuse_get_context)
-        operations.getattr = ctypes.cast(self._answers.operation, types["getattr"])
+        self._answers = Answers(answers, operations.getattr, operations.read, self._lib.fuse_get_context)
+        operations.getattr = ctypes.cast(self._answers.getattr, types["getattr"])
+        operations.read = ctypes.cast(self._answers.read, types["read"])
         self._view.answers = self._answers
         timeouts = ",".join(f"{kind}_timeout={FOR_EVER_S}" for kind in ("entry", "attr", "negative"))
         argv = (ctypes.c_char_p * 4)(b"termite-mirror", b"-o", timeouts.encode(), None)

@@ -127,6 +127,7 @@ class View:
         on_stale: Callable[[Sequence[Stale]], None] = lambda stale: None,  # found while asking; must not block
         max_open: int = 512,
         ask_limit_s: float = 600.0,  # how long to wait for the answer that another thread asked for
+        place_of: Callable[[bytes, int], bytes] = lambda hash, size: b"",  # a file with contents of this hash and size
     ) -> None:
         self.cache = cache
         self.counters = Counters()
@@ -142,6 +143,7 @@ class View:
         self._on_stale = on_stale
         self._max_open = max_open
         self._ask_limit_s = ask_limit_s
+        self._place_of = place_of
         self.answers: Answers | None = None  # while it is mounted; changed under the lock alone
         self._flights: dict[tuple[str, bytes], Future[Any]] = {}
         self._open: OrderedDict[bytes, Content] = OrderedDict()  # most recently used last
@@ -242,6 +244,13 @@ class View:
         with self._lock:
             self._open.clear()
 
+    def counts(self) -> dict[str, int]:
+        """The counters by name, with what was answered beforehand."""
+        counts = self.counters.as_dict()
+        with self._lock:
+            reads, size = self.answers.counts() if self.answers is not None else (0, 0)
+        return {**counts, "read": counts["read"] + reads, "read_bytes": counts["read_bytes"] + size}
+
     def seen(self, path: bytes) -> FileAttr | None:
         """As `look`, but without asking, and not for the kernel: None if it is not known."""
         attr = self.cache.lookup(path)
@@ -313,8 +322,11 @@ class View:
                 attr = self.cache.lookup(path) if is_listed else None
                 if attr is None:
                     told = self.answers.drop(path)
+                elif attr.exists():
+                    contents = self._place_of(attr.hash, attr.size) if attr.hash else b""
+                    told = self.answers.put(path, self._as_seen(attr), contents)
                 else:
-                    told = self.answers.put(path, self._as_seen(attr) if attr.exists() else ABSENT)
+                    told = self.answers.put(path, ABSENT)
                 self._noted(path, told)
             while (oldest := self.answers.oldest()) is not None:
                 self._noted(oldest, self.answers.drop(oldest))

@@ -75,6 +75,10 @@ class RecentStore(ContentStore):
                 return os.open(self._place(hash), os.O_RDONLY | os.O_CLOEXEC)
         return super().open(hash, size)
 
+    def place_of(self, hash: bytes, size: int) -> bytes:
+        """The file in memory that holds these contents until they go to disk; b"": there is none."""
+        return self._place(hash) if self._recent.get(hash, -1) == size else b""
+
     def has(self, hash: bytes) -> bool:
         return hash in self._small or hash in self._recent or super().has(hash)
 

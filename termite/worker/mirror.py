@@ -154,6 +154,7 @@ class Mirror:
             self._files.ask_file,
             owner=Owner(message.uid, message.gid, self.start.uid, self.start.gid),
             on_stale=self._forget_soon,
+            place_of=self._place_of,
         )
         self._files.learn = self._view.learn
         mountpoint = os.path.join(self.start.directory, b"mnt")
@@ -187,6 +188,10 @@ class Mirror:
         self._reporter.start()
         log.info("mirror of %s is mounted", message.master)
         return MirrorOpened(name=self.start.name, jobs=self.turns.granted, arch=self.start.arch)
+
+    def _place_of(self, hash: bytes, size: int) -> bytes:
+        """Where contents can be read that a command has just made; nowhere if each of them is to be looked at."""
+        return self._store.place_of(hash, size) if self._paranoia is None else b""
 
     async def _make_template(self) -> None:
         assert self._plan is not None and self._boxes is not None
@@ -348,7 +353,7 @@ class Mirror:
             self.ended.set()
 
     def status(self) -> bytes:
-        counters = self._view.counters.as_dict() if self._view is not None else {}
+        counters = self._view.counts() if self._view is not None else {}
         return msgspec.json.encode(
             {
                 "granted": self.turns.granted,
@@ -376,7 +381,7 @@ class Mirror:
             tasks=task_reports(runner.tasks.items() if runner is not None else ()),
             phases=self.timings.phases(),
             counts=mirror_counts(self._files.cached, self._files.asked, result_bytes, self._bytes()),
-            file_system=self._view.counters.as_dict() if self._view is not None else {},
+            file_system=self._view.counts() if self._view is not None else {},
         )
 
     async def close(self) -> None:

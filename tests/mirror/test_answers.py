@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from termite.mirror import answers
@@ -126,3 +128,74 @@ def test_only_so_many_are_kept(mirror: Mounted, monkeypatch: pytest.MonkeyPatch)
     assert ready is not None
     assert len(ready.below(b"d")) <= 10
     assert all(mirror.stat(name).st_size == 1 for name in names)
+
+
+@pytest.fixture
+def making(tmp_path: Path) -> Iterator[Mounted]:
+    """A mirror beside a directory `made`, where contents are named after their hashes; d is there."""
+    made = tmp_path / "made"
+    made.mkdir()
+
+    def place_of(hash: bytes, size: int) -> bytes:
+        return os.fsencode(made / hash.hex())
+
+    master = FakeMaster(place_of=place_of)
+    master.directory(b"d")
+    with mounted(master, tmp_path) as mirror:
+        yield mirror
+
+
+def make(mirror: Mounted, path: bytes, contents: bytes, in_place: bytes | None = None) -> Path:
+    """News that a command has made this file; where its contents lie, or something else."""
+    mirror.exists(path)
+    hash = hashlib.sha256(contents).digest()
+    place = Path(os.fsdecode(mirror.root)).parent / "made" / hash.hex()
+    place.write_bytes(contents if in_place is None else in_place)
+    attr = mirror.master.file(path, contents)
+    mirror.master.attrs[path] = msgspec.structs.replace(attr, hash=hash)
+    mirror.tell(path)
+    return place
+
+
+def test_what_a_command_has_made_is_read_where_it_lies(making: Mounted) -> None:
+    contents = os.urandom(3_000_001)
+    make(making, b"d/a.o", contents)
+    make(making, b"d/empty", b"")
+    assert making.quiet(lambda: making.read(b"d/a.o"))
+    assert making.read(b"d/a.o") == contents
+    assert making.read(b"d/empty") == b""
+    counts = making.master.view.counts()
+    assert counts["read_bytes"] == len(contents) and counts["read"] >= 3
+    assert not making.master.questions[b"file d/a.o"]
+
+
+def test_what_is_made_anew_is_read_anew(making: Mounted) -> None:
+    for contents in (b"one", b"another", b"ones", b"five!"):
+        make(making, b"d/a.o", contents)
+        assert making.read(b"d/a.o") == contents
+    assert not making.master.questions[b"file d/a.o"]
+
+
+@pytest.mark.parametrize("in_place", [b"", b"short", b"much longer than that"])
+def test_what_lies_there_in_another_size_is_not_taken(making: Mounted, in_place: bytes) -> None:
+    make(making, b"d/a.o", b"the contents", in_place)
+    assert making.read(b"d/a.o") == b"the contents"
+    assert making.master.questions[b"file d/a.o"] == 1
+
+
+def test_what_has_gone_to_disk_is_asked_of_the_view(making: Mounted) -> None:
+    place = make(making, b"d/a.o", bytes(1 << 20) + b"end")
+    with open(making.path(b"d/a.o"), "rb", buffering=0) as file:
+        assert file.read(4) == bytes(4)
+        place.unlink()
+        file.seek(1 << 20)
+        assert file.read() == b"end"
+    assert making.master.questions[b"file d/a.o"] == 1
+
+
+def test_a_link_in_the_place_of_contents_is_not_followed(making: Mounted, tmp_path: Path) -> None:
+    place = make(making, b"d/a.o", b"the contents")
+    (tmp_path / "other").write_bytes(b"wrong ones !")
+    place.unlink()
+    place.symlink_to(tmp_path / "other")
+    assert making.read(b"d/a.o") == b"the contents"
