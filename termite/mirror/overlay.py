@@ -41,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 AT_ONCE_BYTES = 1 << 20
 AT_ONCE_FILES = 64
-"""Hashing so much takes 0.6 ms, or 3 on a processor without instructions for it."""
+"""Hashing so much takes 0.6 ms, or 2.5 on a processor without instructions for it."""
 
 
 class NotAtOnce(Exception):
